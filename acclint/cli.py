@@ -1,0 +1,238 @@
+"""The commands: parse arguments, call the library, choose the exit code; nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from acclint import Problem, __version__
+
+if TYPE_CHECKING:
+    from acclint.lint import Result
+    from acclint.settings import Finder
+
+EXIT_FINDINGS = 1
+EXIT_PROBLEM = 2
+EXIT_INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """Explains `acclint train.py`, and turns interrupts and Problems into their exit codes and one line of text."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in self.commands and not name.startswith("--"):
+            if name == "-" or Path(name).exists() or re.search(r"[./\\]", name):
+                _fail(f"no command {name!r}; did you mean `acclint check {' '.join(args)}`?")
+            from acclint.settings import did_you_mean
+
+            near = did_you_mean(name, self.commands) or f"; the commands are {', '.join(sorted(self.commands))}"
+            _fail(f"no command {name!r}{near}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Problem as problem:
+            _fail(str(problem))
+        except KeyboardInterrupt:
+            _say("interrupted")
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+def _say(text: str) -> None:
+    click.echo(f"acclint: {text}", err=True)
+
+
+def _fail(text: str) -> NoReturn:
+    _say(f"error: {text}")
+    raise click.exceptions.Exit(EXIT_PROBLEM)
+
+
+def _codes(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:
+    """`--select A,B --select C` is A, B, C."""
+    return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
+
+
+def _list(*names: str, metavar: str = "CODES", text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, multiple=True, callback=_codes, metavar=metavar, help=text)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="acclint", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Find gradient-accumulation mistakes in PyTorch training code."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show ¼, or a file name that is no text, is no reason to fail.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@cli.command()
+@click.argument("paths", nargs=-1)
+@_list("--select", text="Only these rules: codes, prefixes, names, categories or ALL, separated by commas.")
+@_list("--ignore", text="Not these rules.")
+@_list("--extend-select", text="These rules besides those selected.")
+@click.option("--min-severity", type=click.Choice(["error", "warning", "info"]), help="Default: warning.")
+@click.option("--min-confidence", type=click.Choice(["high", "medium", "low"]), help="Default: medium.")
+@click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", show_default=True)
+@click.option("--show-contributions", is_flag=True, help="Draw the contribution matrix of every loop; 1 is right.")
+@click.option("--statistics", is_flag=True, help="Count the findings of each rule instead of showing them.")
+@click.option("--show-files", is_flag=True, help="List the files that would be checked, and check none.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the findings, no summary.")
+@click.option("-v", "--verbose", is_flag=True, help="Every loop not understood; tracebacks of internal errors.")
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@_list("--exclude", metavar="GLOBS", text="Files and folders to leave out, instead of the default and configured ones.")
+@_list("--extend-exclude", metavar="GLOBS", text="Files and folders to leave out besides.")
+@click.option("--force-exclude", is_flag=True, help="Leave excluded files out even if they are given by name.")
+@click.option("--exit-zero", is_flag=True, help="Exit with 0 though there are findings.")
+@click.option("--no-cache", is_flag=True, help="Do not use the cache.")
+@click.option("--cache-dir", type=click.Path(), metavar="DIR", help="Where the cache lies.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. Default: one per CPU.")
+@click.option("--config", type=click.Path(), metavar="FILE", help="A pyproject.toml to use for all files.")
+@click.option("--isolated", is_flag=True, help="Use no pyproject.toml at all.")
+@click.option("--stdin-filename", type=click.Path(), metavar="PATH", help="The name of what `-` reads.")
+def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any) -> None:
+    """Check files and folders (default: the working directory); `-` reads standard input."""
+    from acclint import lint
+    from acclint.discover import discover
+
+    finder = _finder(options)
+    if "-" in paths:
+        if len(paths) > 1:
+            _fail("`-` cannot be combined with other paths")
+        result = _check_input(options, finder)
+    elif options["show_files"]:
+        found = discover(paths or (".",), finder, options["force_exclude"])
+        for target in found.targets:
+            click.echo(target.name)
+        _errors(found.errors)
+        return
+    else:
+        jobs = options["jobs"] or _processors()
+        result = lint.check(paths or (".",), finder, force_exclude=options["force_exclude"], jobs=jobs)
+    if not result.outcomes and not result.errors:
+        _say("warning: no Python files found under the given paths")
+    _print(result, output_format, _colours(color), options)
+    if options["verbose"]:
+        for trace in result.tracebacks:
+            click.echo(trace.rstrip(), err=True)
+    _errors(result.errors)
+    if not options["exit_zero"] and any(finding.severity.rank > 0 for finding in result.findings):
+        raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _finder(options: dict[str, Any]) -> Finder:
+    from acclint.findings import Confidence, Severity
+    from acclint.settings import Finder, Overrides, Selection
+
+    if options["config"] and options["isolated"]:
+        _fail("--config and --isolated exclude each other")
+    selection = Selection(options["select"] or None, options["extend_select"], options["ignore"])
+    overrides = Overrides(
+        selection=selection,
+        exclude=options["exclude"] or None,
+        extend_exclude=options["extend_exclude"],
+        min_severity=Severity(options["min_severity"]) if options["min_severity"] else None,
+        min_confidence=Confidence(options["min_confidence"]) if options["min_confidence"] else None,
+    )
+    return Finder(overrides, Path(options["config"]) if options["config"] else None, options["isolated"])
+
+
+def _check_input(options: dict[str, Any], finder: Finder) -> Result:
+    """Check standard input under the name, and with the settings, of `--stdin-filename`."""
+    from acclint import lint
+    from acclint.discover import Target, is_excluded, shown
+
+    path = Path(os.path.abspath(options["stdin_filename"] or "-"))
+    data = sys.stdin.buffer.read()
+    if options["force_exclude"] and options["stdin_filename"] and is_excluded(path, finder):
+        return lint.Result()
+    name = shown(path) if options["stdin_filename"] else "-"
+    return lint.collect([lint.check_bytes(data, Target(path, name, finder.find(path.parent)))])
+
+
+def _print(result: Result, output_format: str, color: bool | None, options: dict[str, Any]) -> None:
+    """Everything for standard output. JSON stands there alone, so that it can be piped."""
+    from acclint.report import concise, contributions, full, json, statistics, summary
+
+    if output_format == "json":
+        click.echo((statistics.render_json if options["statistics"] else json.render)(result.findings))
+        return
+    width = shutil.get_terminal_size((100, 24)).columns
+    parts = []
+    if result.findings:
+        if options["statistics"]:
+            parts.append(statistics.render(result.findings))
+        elif output_format == "concise":
+            parts.append(concise.render(result.findings))
+        else:
+            parts.append(full.render(result, width))
+    if options["show_contributions"] and result.loops:
+        parts.append(contributions.render(result.loops, width))
+    if not options["quiet"] and (result.outcomes or not result.errors):
+        parts.append(summary.render(result, options["verbose"]))
+    if parts:
+        click.echo(("\n" if output_format == "concise" else "\n\n").join(parts), color=color)
+
+
+def _colours(choice: str) -> bool | None:
+    """For click: True, False, or None to ask the terminal."""
+    if choice == "auto":
+        return False if os.environ.get("NO_COLOR") else None
+    return choice == "always"
+
+
+def _errors(lines: Sequence[str]) -> None:
+    """One line per problem, then exit code 2; nothing without problems."""
+    for line in lines:
+        _say(f"error: {line}")
+    if lines:
+        raise click.exceptions.Exit(EXIT_PROBLEM)
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cli.command()
+@click.argument("code")
+def explain(code: str) -> None:
+    """Show the documentation of a rule, by its code or name."""
+    from acclint.rules import all_rules
+    from acclint.settings import suggest_rule
+
+    for rule in all_rules().values():
+        if code.upper() == rule.code or code.lower() == rule.name:
+            click.echo(f"# {rule.name} ({rule.code})\n\n{rule.documentation.strip()}")
+            return
+    _fail(f"unknown rule {code!r}{suggest_rule(code)}; `acclint rules` lists them")
+
+
+@cli.command()
+@click.option("--output-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def rules(output_format: str) -> None:
+    """List the rules."""
+    import json
+
+    from acclint.rules import all_rules
+
+    found = list(all_rules().values())
+    if output_format == "json":
+        keys = ("code", "name", "category", "severity", "fix", "summary", "documentation")
+        click.echo(json.dumps([{key: getattr(rule, key) for key in keys} for rule in found], indent=2))
+        return
+    names = max((len(rule.name) for rule in found), default=0)
+    for rule in found:
+        click.echo(f"{rule.code}  {rule.name:<{names}}  {rule.severity.value:<7}  {rule.summary}")

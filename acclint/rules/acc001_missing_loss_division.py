@@ -1,0 +1,191 @@
+"""ACC001 missing-loss-division."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from acclint.findings import Confidence, Severity
+from acclint.program import Span
+from acclint.rules.base import Report, Rule
+from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
+from acclint.simulate.trace import Run
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis
+
+DOCUMENTATION = """\
+## What it does
+
+Finds accumulation windows in which each micro-batch's loss is a mean and nothing divides it, or its gradient, by the
+number of micro-batches in the window, k.
+
+## Why is this bad?
+
+`backward()` adds to `.grad`. The sum of k mean gradients is k times the gradient of the large batch: the ratio is
+exactly k, the direction is right. SGD then works with k times the learning rate; weight decay and clipping thresholds
+no longer fit. Adam and its relatives hardly notice a constant factor (end point off by 1e-6), so the finding is a
+warning where every optimizer is scale-invariant, unless coupled weight decay (end point off by 12 %), a large `eps`
+or clipping is in play.
+
+## Example
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y)
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+```
+
+## Use instead
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y)
+        (loss / accumulation_steps).backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+```
+
+## When it stays silent
+
+- The loss is a sum (`reduction="sum"`, `.sum()`), or is multiplied by the batch size.
+- The gradients are divided between the last backward pass and the step, or the learning rate is divided by k (plain
+  SGD without weight decay only).
+- A framework divides: `accelerator.backward`, a DeepSpeed engine, Lightning's automatic optimization, the
+  transformers Trainer.
+- Several backward passes serve one batch (several losses, a GAN's real and fake halves).
+
+## Fix safety
+
+Safe. Only the expression that is passed to `backward` changes, so logged losses keep their value. The gradient
+becomes 1/k of what it was: a learning rate that was tuned with the old code may have to be raised.
+
+## References
+
+- [torch.Tensor.backward](https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html):
+  gradients accumulate in the leaves
+- [Automatic mixed precision examples: gradient accumulation](https://docs.pytorch.org/docs/stable/notes/amp_examples.html#gradient-accumulation)
+"""
+
+
+def check(analysis: Analysis) -> Iterator[Report]:
+    yield from held(analysis, lambda run: _judge(analysis, run))
+
+
+def _judge(analysis: Analysis, run: Run) -> list[Report]:
+    found: list[Report] = []
+    for view in views(analysis, run):
+        if view.k < 2 or _divided_rate(view):
+            continue
+        for report in _undivided(view):
+            found.append(report)
+    return found
+
+
+def _divided_rate(view: View) -> bool:
+    """Plain SGD without weight decay: a learning rate divided by k is the division."""
+    optimizer = view.lane.optimizer
+    if optimizer is None:
+        return True
+    roots = getattr(optimizer.lr, "roots", frozenset())
+    return optimizer.plain_sgd and bool(roots & {"over k", *view.run.k_names})
+
+
+def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
+    """The backward sites whose mean loss enters every full window with weight 1 a micro-batch, with their numbers."""
+    suspects: dict[tuple[Span, ...], list[int]] = {}
+    cleared: set[tuple[Span, ...]] = set()
+    for window in view.full:
+        by_site: dict[tuple[Span, ...], list[int]] = {}
+        for backward in view.backwards(window):
+            if not backward.replay:
+                by_site.setdefault(backward.site, []).append(backward.number)
+        for site, numbers in by_site.items():
+            group = [view.run.backwards[number] for number in numbers]
+            if len(group) < 2 or any(window.row.get(number, 0) == 0 for number in numbers):
+                cleared.add(site)
+                continue
+            if any(not one.known_scale for one in group) or any(event.data.get("unsure") for event in window.edits):
+                cleared.add(site)
+                continue
+            weights = [view.effective(window, one) for one in group]
+            means = all(term is not None and term.reduction in ("mean", "unknown") for term, _ in weights)
+            if means and all(abs(abs(float(weight)) - 1) < 1e-6 for _, weight in weights):
+                suspects.setdefault(site, []).extend(numbers)
+            else:
+                cleared.add(site)
+    return {site: numbers for site, numbers in suspects.items() if site not in cleared}
+
+
+def _undivided(view: View) -> Iterator[Report]:
+    for numbers in undivided_sites(view).values():
+        backward = view.run.backwards[numbers[0]]
+        term = max(backward.terms, key=lambda one: abs(one[1]))[0]
+        levels = [view.confidence, view.evidence]
+        assumptions = list(view.notes())
+        if term.reduction == "unknown":
+            plain = any(word in term.why.lower() for word in ("loss", "criterion", "crit", "cost"))
+            levels.append(Confidence.MEDIUM if plain else Confidence.LOW)
+            assumptions.append(
+                (f"the loss is taken as a mean over the micro-batch (`{term.why}` is not known)", term.span)
+            )
+        elif term.why in ("loss", "output", "outputs"):
+            levels.append(Confidence.MEDIUM)
+            assumptions.append(("the model's loss is taken as a mean over the micro-batch", term.span))
+        k = view.k_phrase()
+        times = f"{k} times" if k.startswith("`") else f"{view.k} times"
+        example = f"; with {view.k_text} = {view.k}: {view.k}.00x" if k.startswith("`") else f" ({view.k}.00x)"
+        severity = scale_severity(view)
+        harm = ""
+        if severity.value == "warning" and view.lane.optimizer is not None:
+            harm = f"; {view.lane.optimizer.kind.rpartition('.')[2]} cancels a constant factor in its update, but not in clipping, logging or eps"
+        yield Report(
+            backward.span,
+            f"the mean loss is not divided by the number of accumulated micro-batches: the gradient that reaches "
+            f"{owner_phrase(view)} is {times} too large{example}{harm}",
+            severity,
+            weaker(*levels),
+            notes=tuple(view.related()),
+            assumptions=tuple(assumptions),
+            evidence=view.proof(),
+        )
+
+
+RULE = Rule(
+    code="ACC001",
+    name="missing-loss-division",
+    category="gradient",
+    severity=Severity.ERROR,
+    fix="safe",
+    summary="The mean loss of each micro-batch is not divided by the number of accumulated micro-batches.",
+    documentation=DOCUMENTATION,
+    check=check,
+)

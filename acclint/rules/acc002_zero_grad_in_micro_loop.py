@@ -1,0 +1,199 @@
+"""ACC002 zero-grad-in-micro-loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from acclint.findings import Confidence, Severity
+from acclint.program import Span
+from acclint.rules.base import Report, Rule
+from acclint.rules.windows import View, held, owner_phrase, turning, views, weaker
+from acclint.simulate.trace import Event, Run, Window
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis
+
+DOCUMENTATION = """\
+## What it does
+
+Finds a call that clears the gradients (`zero_grad()`, `p.grad = None`, `p.grad.zero_()`) and runs for micro-batches
+on which the optimizer does not step, or between the last backward pass and the step.
+
+## Why is this bad?
+
+All micro-batches but the last of each window are computed and thrown away: with k = 4 their weights are 0, 0, 0, 1
+instead of 1, 1, 1, 1, and the update is a quarter of one micro-batch's gradient. Measured on a small net: cosine 0.83
+and ratio 0.40 to the right gradient; after 15 epochs a loss of 1.795 instead of 1.201 with Adam. The loss still
+falls, so the mistake lives long. Zeroing between backward and step leaves nothing to step on at all.
+
+## Example
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        optimizer.zero_grad()
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+```
+
+## Use instead
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+```
+
+## When it stays silent
+
+- The gradients are zeroed under the condition of the step, or at the first micro-batch of each window.
+- The optimizer steps on every micro-batch: there is no accumulation.
+- Another optimizer's gradients are zeroed (a GAN).
+- accelerate's prepared optimizer: its `zero_grad()` does nothing inside a window, if it is called before the
+  `accumulate()` block or after the step.
+
+## Fix safety
+
+Safe: the zeroing moves behind the step. Where the loss is not divided by k either, the division (ACC001) is added in
+the same edit, since one without the other would make the gradient k times too large. The update now uses all k
+micro-batches.
+
+## References
+
+- [torch.optim.Optimizer.zero_grad](https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html)
+- [torch.Tensor.backward](https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html):
+  gradients accumulate in the leaves
+"""
+
+
+def check(analysis: Analysis) -> Iterator[Report]:
+    yield from held(analysis, lambda run: _judge(analysis, run))
+
+
+def _judge(analysis: Analysis, run: Run) -> list[Report]:
+    used = {number for lane in run.lanes for window in lane.windows if window.update for number in window.row}
+    found: list[Report] = []
+    for view in views(analysis, run):
+        hits: dict[Event, list[Window]] = {}
+        places: dict[Span, list[tuple[Event, Window]]] = {}
+        for window in view.closed:
+            for event in _discarding(view, window, used):
+                places.setdefault(event.span, []).append((event, window))
+                break
+        del hits
+        for span, cases in places.items():
+            if len(cases) * 2 < len(view.closed):
+                continue
+            event, window = cases[-1]
+            found.append(_report(view, span, event, window))
+    return found
+
+
+def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
+    """The zeroing events that threw away micro-batches of this window while its loop was running."""
+    by_site: dict[tuple[Span, ...], list[int]] = {}
+    for backward in view.backwards(window):
+        if not backward.replay:
+            by_site.setdefault(backward.site, []).append(backward.number)
+    for numbers in by_site.values():
+        lost = [number for number in numbers if number in window.lost and number not in used]
+        if not lost:
+            continue
+        event = window.lost[lost[0]]
+        if not window.row:
+            # Zeroed between backward and the update: nothing is left of any site.
+            last = view.run.backwards[window.seen[-1]].event.number
+            if all(number in window.lost for number in window.seen) and window.lost[window.seen[-1]].number > last:
+                same = window.update is not None and _same_turn(window.lost[window.seen[-1]], window.update)
+                if same:
+                    yield window.lost[window.seen[-1]]
+            continue
+        kept = [number for number in numbers if window.row.get(number)]
+        if len(numbers) < 2 or not kept:
+            continue
+        for number in lost:
+            event = window.lost[number]
+            loop = turning(view.run.backwards[number].event.loops, view.run.backwards[kept[-1]].event.loops)
+            if loop is None or loop.kind == "call":
+                continue
+            around = [one for one, _ in event.loops]
+            if loop in around:
+                yield event
+                break
+
+
+def _same_turn(one: Event, other: Event) -> bool:
+    return len(one.loops) == len(other.loops) and all(
+        a is b and turn == other_turn for (a, turn), (b, other_turn) in zip(one.loops, other.loops, strict=True)
+    )
+
+
+def _report(view: View, span: Span, event: Event, window: Window) -> Report:
+    total = len({number for number in window.seen})
+    kept = len([number for number in window.seen if window.row.get(number)])
+    k = view.k_phrase()
+    if kept:
+        message = (
+            f"gradients are zeroed inside the accumulation window: only {kept} of {total} micro-batches reach the update of "
+            f"{owner_phrase(view)}, the others are computed and thrown away"
+        )
+        if k.startswith("`"):
+            message += f" ({k} simulated as {view.k})"
+    else:
+        message = (
+            f"gradients are zeroed between backward and the update: {owner_phrase(view)} always steps on a zero gradient, "
+            "so nothing is learnt from the loss"
+        )
+    confidence = weaker(view.confidence, Confidence.HIGH)
+    if view.micro is not None and view.micro.kind == "call":
+        confidence = Confidence.LOW
+    return Report(
+        span,
+        message,
+        Severity.ERROR,
+        confidence,
+        notes=tuple(view.related()),
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
+
+
+RULE = Rule(
+    code="ACC002",
+    name="zero-grad-in-micro-loop",
+    category="window",
+    severity=Severity.ERROR,
+    fix="safe",
+    summary="Gradients are zeroed inside the window, so that only the last micro-batch counts.",
+    documentation=DOCUMENTATION,
+    check=check,
+)

@@ -1,0 +1,279 @@
+"""ACC004 scheduler-step-per-micro-batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from acclint.findings import Confidence, Severity
+from acclint.rules.base import Report, Rule
+from acclint.rules.windows import View, held, views, weaker
+from acclint.simulate.trace import Event, Loop, Run
+from acclint.simulate.values import Scheduler, numeric, roots_of
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis
+
+DOCUMENTATION = """\
+## What it does
+
+Finds schedulers that are stepped once per micro-batch although their length counts updates, schedulers stepped once
+per update although their length counts micro-batches, and `ReduceLROnPlateau` stepped with the loss of a micro-batch
+or an update instead of once per epoch.
+
+## Why is this bad?
+
+With k = 4 and a linear decay sized in updates but stepped per micro-batch, the learning rate is 0 after a quarter of
+the run and stays there; a cosine swings up and down; OneCycleLR raises a ValueError. The reverse goes through only
+1/k of the schedule: the rate ends at .75 of its start, and a warm-up lasts k times too long. A plateau scheduler that
+looks at single losses sees their noise: with a loss near its floor the rate was 1e-8 after the first epoch, instead
+of 1e-3 for 16 epochs.
+
+## Example
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+epochs = 3
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(loader) // accumulation_steps * epochs)
+
+for epoch in range(epochs):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        scheduler.step()
+```
+
+## Use instead
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+epochs = 3
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=len(loader) // accumulation_steps * epochs)
+
+for epoch in range(epochs):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+```
+
+## When it stays silent
+
+- The scheduler is stepped per micro-batch and sized in micro-batches: consistent.
+- The scheduler is stepped per epoch.
+- The rate is a function of the position (`step(epoch + i / n)`, timm's `step_update(n)`).
+- A framework gates the step: accelerate's prepared scheduler, a DeepSpeed engine, Lightning's `interval="step"`.
+
+## Fix safety
+
+Safe where the length is known to count updates: `scheduler.step()` moves behind `optimizer.step()`. Unsafe where the
+length is not known, and where it is the length that has to be changed (`math.ceil(len(loader) / k) * epochs`). Either
+way the learning rate of the run changes; never do both.
+
+## References
+
+- [How to adjust the learning rate](https://docs.pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate)
+- [torch.optim.lr_scheduler.ReduceLROnPlateau](https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ReduceLROnPlateau.html)
+"""
+
+
+def check(analysis: Analysis) -> Iterator[Report]:
+    yield from held(analysis, lambda run: _judge(analysis, run))
+
+
+def _judge(analysis: Analysis, run: Run) -> list[Report]:
+    found: list[Report] = []
+    accumulating = [view for view in views(analysis, run) if view.k > 1 and view.closed]
+    calls: dict[Scheduler, list[Event]] = {}
+    for event in run.of("schedule"):
+        if event.loops:
+            calls.setdefault(event.data["scheduler"], []).append(event)
+    for scheduler, events in calls.items():
+        view = _lane_of(scheduler, accumulating)
+        if view is None or any(event.data["absolute"] for event in events):
+            continue
+        report = _report(view, scheduler, events)
+        if report is not None:
+            found.append(report)
+    return found
+
+
+def _lane_of(scheduler: Scheduler, accumulating: list[View]) -> View | None:
+    """The accumulating lane whose learning rate the scheduler sets."""
+    mine = [view for view in accumulating if view.lane.optimizer is scheduler.optimizer]
+    if mine:
+        return mine[0]
+    optimizers = {id(view.lane.optimizer) for view in accumulating}
+    return accumulating[0] if scheduler.optimizer is None and len(optimizers) == 1 else None
+
+
+def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | None:
+    run = view.run
+    micro = view.micro
+    if micro is None or micro.kind == "call":
+        return None
+    micro_batches, updates = _counts(view)
+    inside = [event for event in events if any(loop.span == micro.span for loop, _ in event.loops)]
+    if micro.level == "window":
+        outside = [event for event in events if event not in inside]
+        per_micro = len(inside) >= micro_batches
+        per_update = not per_micro and len(outside) >= 0.9 * updates and _in_update_loop(view, outside)
+    else:
+        per_micro = len(inside) >= 0.9 * micro_batches
+        per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1
+    if not per_micro and not per_update:
+        return None
+    confidence = weaker(view.confidence, view.evidence)
+    notes = view.related()
+    k = view.k_phrase()
+    if any(event.data["metric"] for event in events) or scheduler.cadence == "metric":
+        how = "micro-batch" if per_micro else "update"
+        return Report(
+            events[0].span,
+            f"ReduceLROnPlateau is stepped once per {how} with the loss of a training batch: its patience counts noisy "
+            f"{how}s, so the learning rate collapses early; step it once per epoch with a validation metric",
+            Severity.WARNING,
+            weaker(confidence, Confidence.HIGH if scheduler.cadence == "metric" else Confidence.LOW),
+            notes=tuple(notes),
+            assumptions=view.notes(),
+            evidence=view.proof(),
+        )
+    horizon = _horizon(scheduler)
+    unit = _unit(view, horizon, micro_batches, updates)
+    if horizon is not None:
+        notes = [*notes, ("the schedule's length", scheduler.span)]
+    if per_micro:
+        if unit == "micro-batches":
+            return None
+        severity = Severity.ERROR if unit == "updates" else Severity.WARNING
+        assumptions = list(view.notes())
+        if unit != "updates":
+            if scheduler.cadence == "epoch":
+                severity = Severity.INFO
+            elif scheduler.cadence not in ("update",) or scheduler.kind == "unknown":
+                confidence = Confidence.LOW
+            else:
+                confidence = weaker(confidence, Confidence.MEDIUM)
+            assumptions.append(("the schedule is taken to be sized in optimizer updates", None))
+        return Report(
+            events[0].span,
+            f"the scheduler is stepped once per micro-batch, {k} times per update: the schedule is over after "
+            f"1/{view.k_text or view.k} of the training",
+            severity,
+            confidence,
+            notes=tuple(notes),
+            assumptions=tuple(assumptions),
+            evidence=view.proof(),
+        )
+    if unit == "micro-batches":
+        return Report(
+            scheduler.span,
+            f"the schedule is as long as the number of micro-batches, but it is stepped once per update: only the first "
+            f"1/{view.k_text or view.k} of it runs (with k = {view.k}, a linear decay ends at "
+            f"{1 - 1 / view.k:.2f} of the learning rate instead of 0)",
+            Severity.WARNING,
+            weaker(confidence, Confidence.HIGH),
+            notes=(("the scheduler step", events[0].span), *view.related()),
+            assumptions=view.notes(),
+            evidence=view.proof(),
+        )
+    del run
+    return None
+
+
+def _in_update_loop(view: View, events: list[Event]) -> bool:
+    update = view.update
+    return update is not None and bool(events) and len(events[0].loops) == len(update.loops)
+
+
+def _factor(loop: Loop) -> float:
+    """How many times more turns a loop has than were run."""
+    return loop.total / loop.turns if loop.total and loop.turns and loop.cut else 1
+
+
+def _counts(view: View) -> tuple[int, int]:
+    """Micro-batches and updates of the run."""
+    micro_batches = max(
+        (sum(1 for window in view.windows for one in view.backwards(window) if one.site == site and not one.replay))
+        for site in {one.site for window in view.windows for one in view.backwards(window)}
+    )
+    return micro_batches, len(view.closed)
+
+
+def _horizon(scheduler: Scheduler) -> float | None:
+    """The length of the schedule in calls of step()."""
+    counts = scheduler.attrs.get("<counts>", {})
+    total = counts.get("total_steps")
+    if numeric(total) is None and "steps_per_epoch" in counts and "epochs" in counts:
+        per, epochs = numeric(counts["steps_per_epoch"]), numeric(counts["epochs"])
+        return float(per * epochs) if per is not None and epochs is not None else None
+    for name in ("total_steps", "num_training_steps", "T_max", "total_iters", "max_iters"):
+        value = numeric(counts.get(name))
+        if value is not None:
+            return float(value)
+    return None
+
+
+def _unit(view: View, horizon: float | None, micro_batches: int, updates: int) -> str:
+    """The unit of the schedule's length, by its value in this run: "micro-batches", "updates" or "" (unknown)."""
+    if (
+        horizon is None
+        or view.micro is None
+        or any(window.update and window.update.guards and False for window in view.closed)
+    ):
+        return ""
+    first = next((one for window in view.windows for one in view.backwards(window)), None)
+    factor = 1.0
+    epochs = 1.0
+    if first is not None:
+        for loop, _ in first.event.loops:
+            if loop.span != view.micro.span:
+                factor *= _factor(loop)
+                epochs = max(epochs, loop.turns * _factor(loop))
+    total = micro_batches * factor
+    if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
+        return "micro-batches"
+    exact = total / view.k
+    if exact - epochs - 1 <= horizon <= exact + epochs + 1:
+        return "updates"
+    return ""
+
+
+assert roots_of is not None and math is not None
+
+
+RULE = Rule(
+    code="ACC004",
+    name="scheduler-step-per-micro-batch",
+    category="schedule",
+    severity=Severity.ERROR,
+    fix="safe",
+    summary="The learning-rate scheduler is stepped per micro-batch but sized in updates, or the reverse.",
+    documentation=DOCUMENTATION,
+    check=check,
+)

@@ -1,0 +1,155 @@
+"""ACC015 gradients-never-zeroed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from acclint.findings import Confidence, Severity
+from acclint.program import Span
+from acclint.rules.base import Report, Rule
+from acclint.rules.windows import View, held, owner_phrase, views, weaker
+from acclint.simulate.trace import Run
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis
+
+DOCUMENTATION = """\
+## What it does
+
+Finds optimizers that step in a loop without anything that clears the gradients they step on between two updates; also
+where only one of several parameter owners is cleared.
+
+## Why is this bad?
+
+Each update uses all micro-batches since the run began: window n holds n times k of them with weight 1, so the
+gradient grows with every update and points to where the weights were long ago.
+
+## Example
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+```
+
+## Use instead
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+```
+
+## When it stays silent
+
+- The gradients are cleared in a function, method, closure or hook that the loop calls, or by a framework.
+- The optimizer comes from, or is handed to, code that cannot be seen and may clear them.
+- The optimizer steps once and the program ends.
+
+## Fix safety
+
+Safe: `optimizer.zero_grad()` is added behind the step. Each update then uses its own window only; a learning rate
+tuned with the growing gradients may have to be raised.
+
+## References
+
+- [torch.optim.Optimizer.zero_grad](https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.zero_grad.html)
+"""
+
+
+def check(analysis: Analysis) -> Iterator[Report]:
+    yield from held(analysis, lambda run: _judge(analysis, run))
+
+
+def _judge(analysis: Analysis, run: Run) -> list[Report]:
+    found: dict[Span, Report] = {}
+    for view in views(analysis, run):
+        if len(view.closed) < 3 or view.micro is None:
+            continue
+        stale = stale_windows(view)
+        if len(stale) < 0.6 * (len(view.closed) - 1):
+            continue
+        zeros = [event for window in view.windows for event in window.zeros]
+        inner = [event for event in zeros if any(loop.span == _update_loop(view) for loop, _ in event.loops)]
+        if inner:
+            continue
+        update = view.closed[-1].update
+        if update is None or not update.loops or update.loops[-1][0].kind == "call":
+            continue
+        where = "never zeroed" if not zeros else "zeroed only outside the loop that steps"
+        levels = [view.confidence]
+        found.setdefault(
+            update.span,
+            Report(
+                update.span,
+                f"the gradients of {owner_phrase(view)} are {where}: each update also repeats the gradients of all updates "
+                "before it, so update n is about n times too large",
+                Severity.ERROR,
+                weaker(*levels),
+                notes=tuple(one for one in view.related() if one[1] != update.span),
+                assumptions=view.notes(),
+                evidence=view.proof(),
+            ),
+        )
+    return list(found.values())
+
+
+def _update_loop(view: View) -> Span | None:
+    update = view.closed[-1].update
+    return update.loops[-1][0].span if update is not None and update.loops else None
+
+
+def stale_windows(view: View) -> list[int]:
+    """The windows whose update contains gradients that an earlier update already used."""
+    used: set[int] = set()
+    found: list[int] = []
+    for index, window in enumerate(view.closed):
+        if used & set(window.row):
+            found.append(index)
+        used |= set(window.row)
+    return found
+
+
+assert Confidence is not None
+
+
+RULE = Rule(
+    code="ACC015",
+    name="gradients-never-zeroed",
+    category="window",
+    severity=Severity.ERROR,
+    fix="safe",
+    summary="Gradients are not zeroed between two updates.",
+    documentation=DOCUMENTATION,
+    check=check,
+)

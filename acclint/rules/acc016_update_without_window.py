@@ -1,0 +1,173 @@
+"""ACC016 update-without-window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from acclint.findings import Confidence, Severity
+from acclint.program import Span
+from acclint.rules.acc015_gradients_never_zeroed import stale_windows
+from acclint.rules.base import Report, Rule
+from acclint.rules.windows import View, held, owner_phrase, views, weaker
+from acclint.simulate.trace import Run
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis
+
+DOCUMENTATION = """\
+## What it does
+
+Finds loops that divide the loss by the accumulation steps but step and zero on every micro-batch, and loops that step
+on every micro-batch but zero only every k of them.
+
+## Why is this bad?
+
+In the first case there is no accumulation: k times as many updates, each made from one micro-batch with 1/k of its
+gradient. SGD makes about the same progress with more noise; Adam, which does not mind the factor, makes k times too
+many full steps, and momentum forgets k times faster. In the second case the updates of a window use 1, 2, ..., k
+micro-batches.
+
+## Example
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+```
+
+## Use instead
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (i + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+```
+
+## When it stays silent
+
+- k is the literal 1.
+- The division is for something else: the number of losses, views, crops, tasks or processes.
+- A framework gates the step: accelerate's prepared optimizer inside `accumulate()`, a DeepSpeed engine.
+
+## Fix safety
+
+Unsafe: either the test for the end of the window is missing or the division is not wanted. The fix adds the test,
+which makes the number of updates k times smaller; schedules and step counts have to follow.
+
+## References
+
+- [Automatic mixed precision examples: gradient accumulation](https://docs.pytorch.org/docs/stable/notes/amp_examples.html#gradient-accumulation)
+"""
+
+
+def check(analysis: Analysis) -> Iterator[Report]:
+    yield from held(analysis, lambda run: _judge(analysis, run))
+
+
+def _judge(analysis: Analysis, run: Run) -> list[Report]:
+    found: dict[Span, Report] = {}
+    for view in views(analysis, run):
+        if view.k != 1 or len(view.closed) < 3 or set(view.sizes) != {1}:
+            continue
+        report = _divided(view) or _repeated(view)
+        if report is not None:
+            found.setdefault(report.span, report)
+    return list(found.values())
+
+
+def _divided(view: View) -> Report | None:
+    """Divided by the accumulation steps, but every micro-batch updates."""
+    divisors = []
+    for window in view.closed:
+        for backward in view.backwards(window):
+            named = [one for one in backward.divisors if one[1] and float(one[0]) > 1]
+            if not named or not backward.known_scale or len(backward.terms) != 1:
+                return None
+            term, weight = view.effective(window, backward)
+            if term is None or abs(abs(float(weight)) * float(named[-1][0]) - 1) > 1e-6:
+                return None
+            divisors.append(named[-1])
+    if not divisors or view.update is None:
+        return None
+    k = view.texts.divisors.get(divisors[-1][2], "k")
+    return Report(
+        view.update.span,
+        f"the loss is divided by `{k}`, but {owner_phrase(view)} is stepped after every micro-batch: no gradients are "
+        f"accumulated, each update is 1/{k} of its size and there are {k} times as many",
+        Severity.ERROR,
+        weaker(view.confidence, Confidence.HIGH),
+        notes=(("the division", divisors[-1][2]),),
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
+
+
+def _repeated(view: View) -> Report | None:
+    """Stepped every micro-batch, zeroed every k-th: an update repeats the window so far."""
+    stale = stale_windows(view)
+    if len(stale) < 0.5 * (len(view.closed) - 1):
+        return None
+    zeros = [event for window in view.windows for event in window.zeros]
+    update = view.update
+    if update is None or not update.loops or not zeros:
+        return None
+    gated = [
+        event
+        for event in zeros
+        if any(loop.span == update.loops[-1][0].span for loop, _ in event.loops)
+        and any(guard.modulus is not None for guard in event.guards)
+    ]
+    if not gated:
+        return None
+    return Report(
+        update.span,
+        f"{owner_phrase(view)} is stepped after every micro-batch, but its gradients are zeroed only at the end of the "
+        "window: each update repeats the micro-batches of the window before it",
+        Severity.ERROR,
+        weaker(view.confidence, Confidence.HIGH),
+        notes=(("zeroed here", gated[0].span),),
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
+
+
+RULE = Rule(
+    code="ACC016",
+    name="update-without-window",
+    category="window",
+    severity=Severity.ERROR,
+    fix="unsafe",
+    summary="The loss is divided for accumulation, or zeroed per window, but every micro-batch updates.",
+    documentation=DOCUMENTATION,
+    check=check,
+)

@@ -1,0 +1,195 @@
+"""ACC023 frozen-window-counter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from acclint import program as p
+from acclint.findings import Confidence, Severity
+from acclint.program import Span
+from acclint.rules.base import Report, Rule
+from acclint.rules.windows import held, inside
+from acclint.simulate.scan import _bodies as bodies
+from acclint.simulate.trace import Event, Run
+from acclint.simulate.values import numeric, roots_of
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis
+
+DOCUMENTATION = """\
+## What it does
+
+Finds window tests on a counter that changes only inside the block that the test guards.
+
+## Why is this bad?
+
+The counter waits for the update and the update waits for the counter. With `(updates + 1) % k == 0` there is never an
+update, with `updates % k == 0` there is one, at the first micro-batch, and none after it: measured 0 and 1 updates in
+8 micro-batches. The loss is computed and logged, the weights do not move.
+
+## Example
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+updates = 0
+
+for epoch in range(3):
+    for x, y in loader:
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        if (updates + 1) % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+            updates += 1
+```
+
+## Use instead
+
+```python
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.randn(64, 8), torch.randn(64, 1))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Linear(8, 1)
+criterion = nn.MSELoss()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+accumulation_steps = 4
+micro_batches = 0
+
+for epoch in range(3):
+    for x, y in loader:
+        loss = criterion(model(x), y) / accumulation_steps
+        loss.backward()
+        micro_batches += 1
+        if micro_batches % accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+```
+
+## When it stays silent
+
+- The counter is raised for every micro-batch, here or in a function that the loop calls.
+- The guarded block only resets a counter that is raised outside it.
+
+## Fix safety
+
+Unsafe: the counter is raised for each micro-batch instead, and whatever else reads it as a number of updates then
+sees k times as many.
+
+## References
+
+- [Automatic mixed precision examples: gradient accumulation](https://docs.pytorch.org/docs/stable/notes/amp_examples.html#gradient-accumulation)
+"""
+
+
+def check(analysis: Analysis) -> Iterator[Report]:
+    yield from held(analysis, lambda run: _judge(analysis, run))
+
+
+def _judge(analysis: Analysis, run: Run) -> list[Report]:
+    found: list[Report] = []
+    tests: dict[Span, list[Event]] = {}
+    for event in run.of("test"):
+        tests.setdefault(event.span, []).append(event)
+    for span, events in tests.items():
+        if _frozen(run, events):
+            found.append(_report(analysis, run, span, events))
+    return found
+
+
+def _frozen(run: Run, events: list[Event]) -> bool:
+    """Whether a window test stays false for good since its counter stands still."""
+    k = events[0].data["modulus"]
+    if not isinstance(k, int) or k < 2 or not events[-1].loops or events[-1].loops[-1][0].kind == "call":
+        return False
+    loop = events[-1].loops[-1][0]
+    same = [event for event in events if any(one.span == loop.span for one, _ in event.loops)]
+    true = [event for event in same if event.data["outcome"]]
+    if len(same) < 2 * k or len(true) > 1 or (true and true[0] is not same[0]):
+        return False
+    tail = same[len(true) :]
+    counters = [event.data["counter"] for event in tail]
+    if any(numeric(one) is None or roots_of(one) for one in counters) or len({numeric(one) for one in counters}) != 1:
+        return False
+    updates = [event for event in run.of("update") if any(guard.span == same[0].span for guard in event.guards)]
+    stmt = same[0].data["stmt"]
+    if len(updates) > 1 or not (updates or "step" in _mentions(stmt)):
+        return False
+    return _counts_inside(stmt)
+
+
+def _mentions(stmt: p.If) -> set[str]:
+    from acclint.simulate.scan import _expressions, children
+
+    found: set[str] = set()
+    todo: list[p.Stmt] = [*stmt.body, *stmt.orelse]
+    while todo:
+        one = todo.pop()
+        todo += [inner for part in bodies(one) for inner in part]
+        exprs = list(_expressions(one))
+        while exprs:
+            expr = exprs.pop()
+            exprs += children(expr)
+            if isinstance(expr, p.Attr):
+                found.add(expr.name)
+    return found
+
+
+def _counts_inside(stmt: p.If) -> bool:
+    """Whether the counter that the test reads is raised in the guarded block."""
+    from acclint.simulate.scan import text
+
+    read = text(stmt.test)
+    todo: list[p.Stmt] = [*stmt.body, *stmt.orelse]
+    while todo:
+        one = todo.pop()
+        todo += [inner for part in bodies(one) for inner in part]
+        if isinstance(one, p.Augment) and text(one.target) in read:
+            return True
+        if isinstance(one, p.Assign) and any(text(target) in read for target in one.targets):
+            return True
+    return False
+
+
+def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Report:
+    happened = any(event.data["outcome"] for event in events)
+    what = "only one update ever runs" if happened else "no update ever runs"
+    backwards = [
+        one for one in run.backwards if one.event.loops and one.event.loops[-1][0].span == events[-1].loops[-1][0].span
+    ]
+    notes = (("gradients are added here", backwards[0].span),) if backwards else ()
+    return Report(
+        span,
+        f"the counter in this window test is only raised inside the block that the test guards, so it stands still: {what}",
+        Severity.ERROR,
+        Confidence.HIGH,
+        notes=notes,
+        evidence={"scope": list(events[-1].loops[-1][0].span)},
+    )
+
+
+assert inside is not None
+
+
+RULE = Rule(
+    code="ACC023",
+    name="frozen-window-counter",
+    category="window",
+    severity=Severity.ERROR,
+    fix="unsafe",
+    summary="The window test looks at a counter that only the update itself raises.",
+    documentation=DOCUMENTATION,
+    check=check,
+)

@@ -1,0 +1,321 @@
+"""How rules look at a run: lanes as views, with the evidence that they accumulate and what had to be assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from acclint.findings import Confidence, Severity
+from acclint.program import NOWHERE, Span
+from acclint.rules.base import Report
+from acclint.simulate import Analysis
+from acclint.simulate.facts import common_size, site_counts, window_size
+from acclint.simulate.trace import Backward, Event, Guard, Lane, Loop, Run, Window
+from acclint.simulate.values import Term
+
+TOLERANCE = 1e-6
+ORDER = (Confidence.LOW, Confidence.MEDIUM, Confidence.HIGH)
+
+
+def weaker(*levels: Confidence) -> Confidence:
+    return min(levels, key=lambda level: level.rank)
+
+
+@dataclass
+class View:
+    """One lane of one run. `k` is its nominal window: how many micro-batches an update usually sums."""
+
+    run: Run
+    lane: Lane
+    texts: Analysis
+    k: int = 0
+    windows: list[Window] = field(default_factory=list)
+
+    @cached_property
+    def closed(self) -> list[Window]:
+        """The windows that an update ended."""
+        return [window for window in self.windows if window.update is not None]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        return [window_size(self.run, window) for window in self.closed]
+
+    @cached_property
+    def full(self) -> list[Window]:
+        return [window for window, size in zip(self.closed, self.sizes, strict=True) if size == self.k]
+
+    def backwards(self, window: Window) -> list[Backward]:
+        return [self.run.backwards[number] for number in window.seen]
+
+    @cached_property
+    def update(self) -> Event | None:
+        return self.closed[-1].update if self.closed else None
+
+    # --- the loop over micro-batches ---
+
+    @cached_property
+    def micro(self) -> Loop | None:
+        """The loop whose turns are the micro-batches: the outermost that turns between two backward calls of a site."""
+        best: Loop | None = None
+        for window in self.windows:
+            by_site: dict[tuple[Span, ...], list[Backward]] = {}
+            for backward in self.backwards(window):
+                if not backward.replay:
+                    by_site.setdefault(backward.site, []).append(backward)
+            for group in by_site.values():
+                for one, other in zip(group, group[1:], strict=False):
+                    found = turning(one.event.loops, other.event.loops)
+                    if found is not None and (best is None or found.level in ("micro", "window")):
+                        best = found
+                        if best.level in ("micro", "window"):
+                            return best
+        if best is None and self.windows:
+            for window in self.windows:
+                for backward in self.backwards(window):
+                    if backward.event.loops:
+                        return backward.event.loops[-1][0]
+        return best
+
+    @cached_property
+    def fetches(self) -> bool:
+        """Whether new data is fetched between two micro-batches of a window."""
+        for window in self.windows:
+            by_site: dict[tuple[Span, ...], set[int]] = {}
+            for backward in self.backwards(window):
+                for term, _ in backward.terms:
+                    by_site.setdefault(backward.site, set()).add(term.fetch)
+            if any(len(found) > 1 for found in by_site.values()):
+                return True
+        return False
+
+    @cached_property
+    def gate(self) -> Guard | None:
+        """The window test: the innermost condition of the update that is not one of the backward call's."""
+        for window in self.closed:
+            event = window.update
+            if event is None or not window.seen:
+                continue
+            around = {guard.span for guard in self.run.backwards[window.seen[-1]].event.guards}
+            own = [guard for guard in event.guards if guard.span not in around]
+            with_window = [guard for guard in own if guard.modulus is not None]
+            if with_window:
+                return with_window[-1]
+        return None
+
+    @cached_property
+    def evidence(self) -> Confidence:
+        """How sure it is that several backward calls before an update are accumulation over micro-batches."""
+        micro = self.micro
+        if micro is None:
+            return Confidence.LOW
+        if micro.kind == "call":
+            return Confidence.LOW
+        if self.gate is not None and micro.level != "quiet":
+            return (
+                Confidence.HIGH
+                if self.fetches or micro.fetched or micro.kind in ("count", "while")
+                else Confidence.MEDIUM
+            )
+        if micro.named and micro.kind == "count":
+            return Confidence.HIGH
+        if micro.kind == "loader" and self.fetches:
+            return Confidence.HIGH if micro.named else Confidence.MEDIUM
+        if self.fetches and micro.kind in ("count", "list", "while"):
+            return Confidence.MEDIUM
+        return Confidence.LOW
+
+    # --- confidence ---
+
+    @cached_property
+    def assumptions(self) -> list[tuple[Confidence, str, Span | None]]:
+        found: list[tuple[Confidence, str, Span | None]] = []
+        optimizer = self.lane.optimizer
+        if optimizer is not None and not optimizer.known:
+            unknown = [one for one in self.run.optimizers if not one.known and one.parts is None]
+            if len(unknown) > 1:
+                found.append((Confidence.LOW, f"which parameters `{optimizer.name}` holds is not known", None))
+            else:
+                found.append(
+                    (
+                        Confidence.MEDIUM,
+                        f"`{optimizer.name}` is taken for a torch optimizer over this loss's parameters",
+                        None,
+                    )
+                )
+        micro = self.micro
+        if micro is not None and micro.kind == "call" and micro.target != "training_step":
+            found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))
+        for event in self.run.of("opaque"):
+            value = event.data.get("value")
+            same = value is optimizer or getattr(value, "attrs", {}).get("<optimizer>") is optimizer
+            if same and event.loops and micro is not None and any(loop.span == micro.span for loop, _ in event.loops):
+                found.append((Confidence.LOW, f"`{event.data['what']}` is given the optimizer", event.span))
+                break
+        if self.run.notes:
+            found.append((Confidence.LOW, self.run.notes[0][0], self.run.notes[0][1]))
+        if self.run.of("hook"):
+            found.append((Confidence.LOW, "a gradient hook may change the gradients", self.run.of("hook")[0].span))
+        return found
+
+    @cached_property
+    def confidence(self) -> Confidence:
+        return weaker(Confidence.HIGH, *(level for level, _, _ in self.assumptions))
+
+    def notes(self) -> tuple[tuple[str, Span | None], ...]:
+        return tuple((text, span) for _, text, span in self.assumptions)
+
+    # --- numbers ---
+
+    def effective(self, window: Window, backward: Backward) -> Any:
+        """The weight with which the backward call's largest loss term enters the update: (term, weight)."""
+        a = window.row.get(backward.number, 0)
+        best: tuple[Term | None, Any] = (None, 0)
+        for term, weight in backward.terms:
+            if abs(weight) >= abs(best[1]):
+                best = (term, weight)
+        return best[0], best[1] * a
+
+    @cached_property
+    def scale_known(self) -> bool:
+        for window in self.windows:
+            if any(event.data.get("unsure") for event in window.edits):
+                return False
+            if any(not self.run.backwards[number].known_scale for number in window.seen):
+                return False
+        return True
+
+    @cached_property
+    def k_text(self) -> str:
+        """k in the user's own words."""
+        gate = self.gate
+        if gate is not None:
+            for span, text in self.texts.moduli.items():
+                if inside(span, gate.span):
+                    return text
+        micro = self.micro
+        if micro is not None and micro.kind == "count" and micro.level == "window":
+            found = self.texts.text(micro.span)
+            if found.startswith("range(") and found.endswith(")"):
+                return found[6:-1]
+        for name in self.run.k_names:
+            return name
+        return ""
+
+    def k_phrase(self) -> str:
+        """`args.accum` (simulated as 4), or the number."""
+        return f"`{self.k_text}`" if self.k_text and not self.k_text.isdigit() else str(self.k)
+
+    def related(self) -> list[tuple[str, Span]]:
+        found: list[tuple[str, Span]] = []
+        if self.gate is not None:
+            found.append(("the window test", self.gate.span))
+        elif self.micro is not None and self.micro.level == "window":
+            found.append(("the loop over micro-batches", self.micro.span))
+        if self.update is not None:
+            found.append(("the optimizer update", self.update.span))
+        return found
+
+    def proof(self) -> dict[str, Any]:
+        """The evidence of a finding."""
+        rows = []
+        for window in self.closed[:8]:
+            row = []
+            for number in sorted({*window.seen, *window.row}):
+                backward = self.run.backwards[number]
+                term, _ = self.effective(window, backward)
+                weight = max((w for _, w in backward.terms), key=abs, default=1)
+                right = 1 if term is not None and term.reduction == "sum" else max(self.k, 1)
+                row.append(round(float(window.row.get(number, 0) * weight * right), 6))
+            rows.append(row)
+        literal = self.k_text.isdigit()
+        return {
+            "k": {
+                "expression": self.k_text,
+                "value": int(self.k_text) if literal else None,
+                "simulated_as": self.k,
+            },
+            "contributions": [{"owner": self.lane.name, "updates": rows}],
+            "measured": None,
+            "scope": list(self.micro.span) if self.micro is not None else None,
+        }
+
+
+def inside(span: Span, outer: Span) -> bool:
+    return (outer.row, outer.column) <= (span.row, span.column) and (span.end_row, span.end_column) <= (
+        outer.end_row,
+        outer.end_column,
+    )
+
+
+def turning(one: tuple[tuple[Loop, int], ...], other: tuple[tuple[Loop, int], ...]) -> Loop | None:
+    """The outermost loop that is in another turn (or entry) in the second of two places."""
+    for (loop, turn), (loop2, turn2) in zip(one, other, strict=False):
+        if loop is not loop2:
+            return None
+        if turn != turn2:
+            return loop
+    return None
+
+
+def views(analysis: Analysis, run: Run) -> list[View]:
+    """The lanes of a run that hold at least one backward call, one view per distinct behaviour."""
+    found: list[View] = []
+    for lane in run.lanes:
+        if lane.optimizer is not None and lane.optimizer.replays:
+            continue
+        if not any(window.seen for window in lane.windows):
+            continue
+        found.append(View(run, lane, analysis, common_size(run, lane), lane.windows))
+    return found
+
+
+Judge = Callable[[Run], list[Report]]
+
+
+def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
+    """The reports that hold under both assignments of numbers.
+
+    A report that only a flipped condition brings is a step less sure, and names the condition.
+    """
+    seen: set[tuple[Span, ...]] = set()
+    for pair in analysis.pairs:
+        results = [{report.span: report for report in judge(run)} for run in pair.runs]
+        for span, report in results[0].items():
+            if (span,) in seen or not all(span in other for other in results[1:]):
+                continue
+            seen.add((span,))
+            level = weaker(report.confidence, *(other[span].confidence for other in results[1:]))
+            if pair.flipped:
+                level = ORDER[max(level.rank - 1, 0)]
+                note = (f"this path is taken where `{pair.flipped}` is the other way round", None)
+                report = replace(report, assumptions=(*report.assumptions, note))
+            yield replace(report, confidence=level)
+
+
+def scale_severity(view: View) -> Severity:
+    """A wrong scale is an error, a warning where the optimizer is invariant to it."""
+    optimizer = view.lane.optimizer
+    invariant = optimizer is not None and optimizer.invariant and not view.run.of("clip")
+    return Severity.WARNING if invariant else Severity.ERROR
+
+
+def owner_phrase(view: View) -> str:
+    optimizer = view.lane.optimizer
+    return f"`{optimizer.name}`" if optimizer is not None else f"`{view.lane.owner.name}`"
+
+
+__all__ = [
+    "NOWHERE",
+    "Judge",
+    "View",
+    "held",
+    "inside",
+    "owner_phrase",
+    "scale_severity",
+    "site_counts",
+    "turning",
+    "views",
+    "weaker",
+]

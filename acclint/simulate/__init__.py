@@ -1,0 +1,184 @@
+"""From a program to what its training loops do: abstract runs, and the facts the rules judge.
+
+`analyze` runs the program under two assignments of numbers and, where a condition is unknown and holds events, once more
+with each such condition flipped (bounded). A rule's finding must hold under both assignments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from acclint import program as p
+from acclint.program import Span
+from acclint.simulate import values as v
+from acclint.simulate.entries import drive
+from acclint.simulate.machine import Machine
+from acclint.simulate.scan import Scanner, children, text
+from acclint.simulate.trace import Run
+from acclint.simulate.values import PyRaise
+from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
+
+MAX_RESTARTS = 10
+MAX_FLIPS = 6
+
+
+@dataclass(frozen=True)
+class LoopFacts:
+    """One training loop as acclint understood it (see findings.LoopReport)."""
+
+    span: Span
+    state: str
+    reason: str = ""
+    k: str = ""
+    contributions: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The runs of one choice of conditions: one per assignment. `flipped` names the condition, "" for the base path."""
+
+    runs: tuple[Run, ...]
+    flipped: str = ""
+
+
+@dataclass
+class Analysis:
+    """What the rules look at."""
+
+    program: p.Program
+    pairs: tuple[Pair, ...] = ()
+    loops: tuple[LoopFacts, ...] = ()
+    texts: dict[Span, str] = field(default_factory=dict)
+    divisors: dict[Span, str] = field(default_factory=dict)
+    moduli: dict[Span, str] = field(default_factory=dict)
+    receivers: dict[Span, str] = field(default_factory=dict)
+    functions: dict[str, list[p.Function]] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Run | None:
+        return self.pairs[0].runs[0] if self.pairs else None
+
+    def text(self, span: Span) -> str:
+        """The short rendering of the expression at `span`, "" if there is none."""
+        return self.texts.get(span, "")
+
+
+def analyze(
+    program: p.Program,
+    accumulation_names: frozenset[str] = frozenset(),
+    reductions: dict[str, str] | None = None,
+) -> Analysis:
+    """Run the training loops of one module. `reductions` maps the user's own loss callables to "mean" or "sum"."""
+    from acclint.simulate.facts import describe
+
+    scanner = Scanner(program)
+    analysis = Analysis(program)
+    if not scanner.has_backward(program.body) and not _any_function_backward(scanner):
+        return analysis
+    world = World(program, scanner, accumulation_names, reductions or {})
+    _prepare(world, program, analysis)
+    base = _both(world, {})
+    if base is None:
+        return analysis
+    pairs = [base]
+    for condition in [one for one in base.runs[0].conditions.values() if one.matters][:MAX_FLIPS]:
+        flipped = _both(world, {condition.key: not condition.value}, condition.key)
+        if flipped is not None:
+            pairs.append(flipped)
+    analysis.pairs = tuple(pairs)
+    analysis.functions = scanner.functions
+    analysis.loops = describe(analysis, scanner)
+    return analysis
+
+
+def _any_function_backward(scanner: Scanner) -> bool:
+    return any(
+        scanner.has_backward(function.body)
+        for group in (*scanner.functions.values(), *scanner.methods.values())
+        for function in group
+    )
+
+
+def _both(world: World, choices: dict[str, bool], flipped: str = "") -> Pair | None:
+    """The runs under both assignments; roles learnt in the second restart both."""
+    for _ in range(MAX_RESTARTS):
+        runs = []
+        try:
+            for assignment in ASSIGNMENTS:
+                runs.append(execute(world, assignment, choices))
+        except Restart:
+            continue
+        for run in runs:
+            run.flipped = flipped
+        return Pair(tuple(runs), flipped)
+    return None
+
+
+def execute(world: World, assignment: Assignment, choices: dict[str, bool]) -> Run:
+    """One abstract run of the module and its entries. Raises Restart if a role was learnt."""
+    machine = Machine(world, assignment, choices)
+    try:
+        try:
+            machine.block(world.program.body, machine.globals)
+        except PyRaise:
+            pass
+        drive(machine)
+    except Stop as stop:
+        machine.run.stopped = str(stop)
+    except RecursionError:
+        machine.run.stopped = "too deeply nested"
+    machine.run.lanes = machine.ledger.finish()
+    machine.run.hints = world.hints
+    return machine.run
+
+
+def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
+    """One walk over the program: names that are zeroed (optimizers by use), divisions by k, texts of expressions."""
+    from acclint.simulate.scan import _bodies, _expressions
+
+    todo: list[tuple[p.Stmt, ...]] = [program.body]
+    while todo:
+        for stmt in todo.pop():
+            todo += _bodies(stmt)
+            if isinstance(stmt, p.Define):
+                todo.append(stmt.function.body)
+            elif isinstance(stmt, p.Class):
+                todo.append(stmt.body)
+            if isinstance(stmt, (p.If, p.While)):
+                analysis.texts[stmt.test.span] = text(stmt.test)
+            if isinstance(stmt, p.For):
+                analysis.texts[stmt.span] = text(stmt.iterable)
+                analysis.texts[stmt.iterable.span] = text(stmt.iterable)
+            if isinstance(stmt, p.Augment):
+                analysis.texts[stmt.span] = f"{text(stmt.target)} {stmt.op}= {text(stmt.value)}"
+                if stmt.op == "/" and world.is_accumulation(text(stmt.value).rpartition(".")[2]):
+                    world.k_divisions.add(stmt.span)
+                analysis.divisors[stmt.span] = text(stmt.value)
+            exprs = list(_expressions(stmt))
+            while exprs:
+                one = exprs.pop()
+                exprs += children(one)
+                kind = type(one)
+                if kind is p.Binary:
+                    analysis.texts[one.span] = text(one)
+                    if one.op in ("/", "*"):  # type: ignore[attr-defined]
+                        analysis.divisors[one.span] = text(one.right)  # type: ignore[attr-defined]
+                        if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
+                            world.k_divisions.add(one.span)
+                    if one.op == "%":  # type: ignore[attr-defined]
+                        analysis.moduli[one.span] = text(one.right)  # type: ignore[attr-defined]
+                elif kind is p.Call:
+                    assert isinstance(one, p.Call)
+                    analysis.texts[one.span] = text(one)
+                    func = one.func
+                    if isinstance(func, p.Attr) and func.name == "zero_grad":
+                        name = text(func.value).rpartition(".")[2]
+                        world.zeroed_names.add(name)
+                    if isinstance(func, p.Attr):
+                        analysis.receivers[one.span] = text(func.value)
+                elif kind is p.Lambda:
+                    assert isinstance(one, p.Lambda)
+                    todo.append(one.function.body)
+
+
+__all__ = ["Analysis", "LoopFacts", "Pair", "analyze", "execute", "v"]

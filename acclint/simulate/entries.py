@@ -1,0 +1,133 @@
+"""Where runs begin besides the module itself: functions, methods and closures that nobody in the file calls.
+
+A training step or a whole loop is often called from another file, or handed to an engine. Each such function is called
+again and again with unknown arguments that stay the same from call to call, so that what outlives a call can be seen.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from acclint import program as p
+from acclint.program import Span
+from acclint.simulate.trace import Loop
+from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
+
+if TYPE_CHECKING:
+    from acclint.simulate.machine import Machine
+
+_COUNTERS = frozenset(
+    "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id".split()
+)
+_FRAMEWORK_BASES = ("Trainer", "Callback", "Hook", "Function")
+
+
+def drive(machine: Machine) -> None:
+    """Call what can train and has not been called."""
+    for closure, _ in list(machine.engine_driven):
+        if id(closure.function) not in machine.called:
+            _repeat(machine, closure, None, engine=True)
+    for closure, owner in _entries(machine):
+        if id(closure.function) not in machine.called:
+            _repeat(machine, closure, owner, engine=False)
+
+
+def _entries(machine: Machine) -> list[tuple[Closure, ClassValue | None]]:
+    """Uncalled functions and methods that reach a backward call, callers before what they call."""
+    scanner = machine.scanner
+    found: list[tuple[Closure, ClassValue | None]] = []
+    for value in list(machine.globals.vars.values()):
+        if type(value) is Closure and scanner.has_backward(value.function.body):
+            found.append((value, None))
+        elif type(value) is ClassValue and not _belongs_to_framework(value):
+            for member in value.members.values():
+                if type(member) is Closure and scanner.has_backward(member.function.body):
+                    found.append((member, value))
+    mentioned: dict[str, set[int]] = {}
+    for closure, _ in found:
+        inside = scanner.scan(closure.function.body)
+        for name in inside.calls | inside.own:
+            mentioned.setdefault(name, set()).add(id(closure.function))
+    roots = [one for one in found if not (mentioned.get(one[0].function.name, set()) - {id(one[0].function)})]
+    rest = [one for one in found if one not in roots]
+    return roots + rest
+
+
+def _belongs_to_framework(cls: ClassValue) -> bool:
+    for base in cls.bases:
+        name = base.path if isinstance(base, Imported) else getattr(base, "name", "")
+        if name.rpartition(".")[2].endswith(_FRAMEWORK_BASES):
+            return True
+        if isinstance(base, ClassValue) and _belongs_to_framework(base):
+            return True
+    return False
+
+
+def _repeat(machine: Machine, closure: Closure, cls: ClassValue | None, *, engine: bool) -> None:
+    """Call one entry several times."""
+    function = closure.function
+    if function.name == "__init__":
+        return
+    scanner = machine.scanner
+    target = closure
+    if cls is not None and closure.kind not in ("static", "class"):
+        instance = _instance(machine, cls)
+        if machine.is_lightning(instance) and instance.attrs.get("automatic_optimization") is not False:
+            return
+        target = Closure(
+            function, closure.scope, instance, closure.no_grad, closure.owner_class, closure.defaults, closure.kind
+        )
+    elif cls is not None:
+        target = Closure(
+            function, closure.scope, cls, closure.no_grad, closure.owner_class, closure.defaults, closure.kind
+        )
+    has_loop = any(scanner.has_backward(loop.body) for loop in scanner.scan(function.body).loops) or (
+        scanner.has_nested_backward(function.body)
+    )
+    rounds = 2 if has_loop else machine.world.turns(machine.assignment)
+    parameters = [one for one in function.parameters[(0 if target.bound is None or closure.kind == "static" else 1) :]]
+    values = {
+        one.name: _argument(machine, function, one, engine) for one in parameters if one.kind in ("plain", "keyword")
+    }
+    loop = Loop(function.span, machine.entries, "call", "outer" if has_loop else "micro")
+    machine.entries += 1
+    machine.run.loops.setdefault(function.span, loop)
+    machine.loops.append(loop)
+    try:
+        for turn in range(rounds):
+            given = dict(values)
+            for name in given:
+                if name in _COUNTERS:
+                    given[name] = turn
+                elif not has_loop and name in ("batch", "data", "inputs", "x", "samples", "sample"):
+                    machine.batches += 1
+                    given[name] = machine.opaque(f"{function.name}.{name}", name, batch=frozenset((machine.batches,)))
+            loop.turns += 1
+            try:
+                machine.invoke(target, [], given, function.span)
+            except PyRaise:
+                break
+            loop.turn += 1
+    finally:
+        machine.loops.pop()
+
+
+def _instance(machine: Machine, cls: ClassValue) -> Instance:
+    """An object of a class, made with unknown arguments; one per class and run."""
+    kept = machine.instances.get(cls.name)
+    if kept is None:
+        made = machine.instantiate(cls, [], {}, cls.node.span)
+        assert isinstance(made, Instance)
+        machine.instances[cls.name] = kept = made
+    return kept
+
+
+def _argument(machine: Machine, function: p.Function, parameter: p.Parameter, engine: bool) -> Value:
+    name = parameter.name
+    if engine and name in ("batch", "data"):
+        machine.batches += 1
+        return machine.opaque(f"{function.name}.{name}", name, batch=frozenset((machine.batches,)))
+    return machine.opaque(f"{function.name}.{name}", name)
+
+
+assert Span is not None

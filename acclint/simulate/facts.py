@@ -1,0 +1,89 @@
+"""Facts about runs that several rules and the summary share: which lanes accumulate, over how many micro-batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from acclint.program import Span
+from acclint.simulate.scan import Scanner
+from acclint.simulate.trace import Backward, Lane, Loop, Run, Window
+
+if TYPE_CHECKING:
+    from acclint.simulate import Analysis, LoopFacts
+
+
+def site_counts(run: Run, numbers: list[int]) -> dict[tuple[Span, ...], int]:
+    """How many backward calls of each site are among `numbers`; replays of a closure are left out."""
+    counts: dict[tuple[Span, ...], int] = {}
+    for number in numbers:
+        backward = run.backwards[number]
+        if not backward.replay:
+            counts[backward.site] = counts.get(backward.site, 0) + 1
+    return counts
+
+
+def window_size(run: Run, window: Window) -> int:
+    """The number of micro-batches of a window: the most backward calls that one site made in it."""
+    return max(site_counts(run, window.seen).values(), default=0)
+
+
+def common_size(run: Run, lane: Lane) -> int:
+    """The nominal window: the most frequent size of the lane's closed windows, the larger one of equals."""
+    sizes = [window_size(run, window) for window in lane.windows if window.update is not None]
+    return max(set(sizes), key=lambda size: (sizes.count(size), size)) if sizes else 0
+
+
+def micro_loops(run: Run, lane: Lane) -> set[Span]:
+    """The innermost loops around the lane's backward calls."""
+    return {
+        loops[-1][0].span
+        for window in lane.windows
+        for number in window.seen
+        if (loops := run.backwards[number].event.loops)
+    }
+
+
+def innermost(backward: Backward) -> Loop | None:
+    return backward.event.loops[-1][0] if backward.event.loops else None
+
+
+def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
+    """Every training loop of the module and what was made of it."""
+    from acclint.simulate import LoopFacts
+
+    found: dict[Span, LoopFacts] = {}
+    run = analysis.base
+    if run is None:
+        return ()
+    for lane in run.lanes:
+        size = common_size(run, lane)
+        for span in micro_loops(run, lane):
+            state = "accumulates" if size > 1 else "plain"
+            if span in found and found[span].state == "accumulates":
+                state = "accumulates"
+            updates = tuple(_relative(run, lane, window, size) for window in lane.windows if window.update)
+            before = found[span].contributions if span in found else ()
+            contributions = (*before, (lane.name, updates)) if updates else before
+            found[span] = LoopFacts(span, state, "", "", contributions)
+    touched = {loop.span for backward in run.backwards for loop, _ in backward.event.loops}
+    for group in (*scanner.functions.values(), *scanner.methods.values(), [None]):
+        for function in group:
+            body = function.body if function is not None else analysis.program.body
+            for loop in scanner.scan(body).loops:
+                if scanner.has_backward(loop.body) and not scanner.has_nested_backward(loop.body):
+                    if loop.span not in touched and loop.span not in found:
+                        reason = run.stopped or "no backward call was reached in the abstract run"
+                        found[loop.span] = LoopFacts(loop.span, "not-understood", reason)
+    return tuple(found[span] for span in sorted(found))
+
+
+def _relative(run: Run, lane: Lane, window: Window, size: int) -> tuple[float, ...]:
+    numbers = sorted({*window.seen, *window.row})
+    row = []
+    for number in numbers:
+        backward = run.backwards[number]
+        a = window.row.get(number, 0)
+        for term, weight in backward.terms:
+            right = 1 if term.reduction == "sum" else max(size, 1)
+            row.append(float(a * weight * right))
+    return tuple(row)

@@ -1,0 +1,144 @@
+"""Who holds which gradient: backward calls, zeroing, edits and updates, kept exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from acclint.simulate.trace import Event, Lane, Window
+from acclint.simulate.values import Number, Optimizer, Owner, Owners
+
+
+class _Pending:
+    """What a lane has seen since its last update."""
+
+    __slots__ = ("edits", "lost", "seen", "zeros")
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+        self.lost: dict[int, Event] = {}
+        self.zeros: list[Event] = []
+        self.edits: list[Event] = []
+
+
+class Ledger:
+    """The gradients of every owner as {backward number: coefficient}, and the lanes that updates run in."""
+
+    def __init__(self) -> None:
+        self.rows: dict[Owner, dict[int, Number]] = {}
+        self.optimizers: list[Optimizer] = []
+        self.lanes: dict[tuple[Optimizer | None, Owner], Lane] = {}
+        self.used: set[int] = set()
+        self._pending: dict[tuple[Optimizer | None, Owner], _Pending] = {}
+        self._history: dict[Owner, list[int]] = {}
+
+    # --- who owns what ---
+
+    def add(self, optimizer: Optimizer) -> None:
+        self.optimizers.append(optimizer)
+
+    def owns(self, optimizer: Optimizer, owner: Owner) -> bool:
+        if optimizer.parts is not None:
+            return any(owner.within(part) for part in optimizer.parts)
+        known = any(owner.within(part) for other in self.optimizers if other.parts is not None for part in other.parts)
+        return not known
+
+    def _targets(self, owners: Owners) -> set[Owner]:
+        """The owners a backward call is booked on: the finest that some optimizer tells apart."""
+        targets: set[Owner] = set()
+        parts = {part for optimizer in self.optimizers if optimizer.parts for part in optimizer.parts}
+        for owner in owners:
+            if any(owner.within(part) for part in parts):
+                targets.add(owner)
+                continue
+            inside = {part for part in parts if part.within(owner)}
+            targets |= inside or {owner}
+        return targets
+
+    def _lanes_on(self, owner: Owner) -> Iterable[tuple[Optimizer | None, Owner]]:
+        for optimizer in self.optimizers:
+            if self.owns(optimizer, owner):
+                yield optimizer, owner
+        if (None, owner) in self.lanes:
+            yield None, owner
+
+    def _wait(self, key: tuple[Optimizer | None, Owner]) -> _Pending:
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = _Pending()
+        return pending
+
+    # --- what happens ---
+
+    def backward(self, number: int, owners: Owners) -> None:
+        for owner in self._targets(owners):
+            row = self.rows.setdefault(owner, {})
+            row[number] = row.get(number, 0) + 1
+            self._history.setdefault(owner, []).append(number)
+            for key in self._lanes_on(owner):
+                self._wait(key).seen.append(number)
+
+    def covered(self, covers: Callable[[Owner], bool]) -> list[Owner]:
+        return [owner for owner in self.rows if covers(owner)]
+
+    def zero(self, covers: Callable[[Owner], bool], event: Event) -> None:
+        for owner in self.covered(covers):
+            row = self.rows[owner]
+            for key in self._lanes_on(owner):
+                pending = self._wait(key)
+                pending.zeros.append(event)
+                for number in pending.seen:
+                    if row.get(number) and number not in pending.lost:
+                        pending.lost[number] = event
+            row.clear()
+
+    def edit(self, covers: Callable[[Owner], bool], change: Callable[[Number], Number], event: Event) -> None:
+        for owner in self.covered(covers):
+            row = self.rows[owner]
+            for number in row:
+                row[number] = change(row[number])
+            for key in self._lanes_on(owner):
+                self._wait(key).edits.append(event)
+
+    def replace(self, owner: Owner, row: dict[int, Number]) -> None:
+        for one in self.covered(lambda other: other.within(owner)) or [owner]:
+            self.rows[one] = dict(row)
+
+    def step(self, optimizer: Optimizer, event: Event) -> list[Lane]:
+        owners = self.covered(lambda owner: self.owns(optimizer, owner))
+        if not owners and optimizer.parts:
+            owners = [next(iter(optimizer.parts))]
+        return [self._close((optimizer, owner), event, self.rows.get(owner, {})) for owner in owners]
+
+    def manual_step(self, owner: Owner, row: dict[int, Number], event: Event) -> Lane:
+        """An update written by hand: `p -= lr * p.grad`."""
+        key = (None, owner)
+        if key not in self.lanes:
+            self.lanes[key] = Lane(None, owner)
+            self._wait(key).seen += self._history.get(owner, [])
+        return self._close(key, event, row)
+
+    def _close(self, key: tuple[Optimizer | None, Owner], event: Event, row: dict[int, Number]) -> Lane:
+        lane = self.lanes.get(key)
+        if lane is None:
+            lane = self.lanes[key] = Lane(key[0], key[1])
+        pending = self._pending.pop(key, None) or _Pending()
+        lane.windows.append(
+            Window(event, {n: a for n, a in row.items() if a}, pending.seen, pending.lost, pending.zeros, pending.edits)
+        )
+        self.used.update(n for n, a in row.items() if a)
+        return lane
+
+    def finish(self) -> list[Lane]:
+        """The lanes, each closed by the window that was still open at the end of the run."""
+        for key, pending in self._pending.items():
+            lane = self.lanes.get(key)
+            if lane is None:
+                lane = self.lanes[key] = Lane(key[0], key[1])
+            row = self.rows.get(key[1], {})
+            lane.windows.append(
+                Window(
+                    None, {n: a for n, a in row.items() if a}, pending.seen, pending.lost, pending.zeros, pending.edits
+                )
+            )
+        self._pending.clear()
+        return list(self.lanes.values())

@@ -1,0 +1,2027 @@
+"""What happens when the program calls torch, a framework, a builtin, or something unknown.
+
+The behaviours come from `acclint.knowledge` (which class is what, who divides, zeroes and steps); this file applies them to
+abstract values and writes events. `Library` is the half of the machine that knows calls; `machine.py` knows Python.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from acclint import program as p
+from acclint.knowledge import losses, names, norms, optimizers, schedulers
+from acclint.program import NOWHERE, Span
+from acclint.simulate import values as v
+from acclint.simulate.scan import text
+from acclint.simulate.trace import Backward, Event, Loop
+from acclint.simulate.values import (
+    NOBODY,
+    ClassValue,
+    Closure,
+    Imported,
+    Instance,
+    Loader,
+    Maybe,
+    Module,
+    Num,
+    Opaque,
+    Owner,
+    Owners,
+    Param,
+    ParamSet,
+    PyRaise,
+    Range,
+    Stream,
+    Tensor,
+    Term,
+    Value,
+    numeric,
+    roots_of,
+)
+
+if TYPE_CHECKING:
+    from acclint.simulate.machine import Frame, Machine
+
+_SAME = frozenset(
+    "to cuda cpu float half double bfloat16 clone view reshape squeeze unsqueeze contiguous type requires_grad_ share_memory "
+    "xpu type_as flatten pin_memory train compile __enter__ get_base_model module".split()
+)
+_MODULE_METHODS = frozenset(
+    "parameters named_parameters train eval to cuda cpu zero_grad state_dict load_state_dict modules named_modules children "
+    "named_children requires_grad_ apply half float double bfloat16 forward buffers named_buffers register_buffer "
+    "add_module register_module compile share_memory __call__ extra_repr get_parameter trainable_parameters".split()
+)
+_PASS_THROUGH = frozenset(
+    "DistributedDataParallel DataParallel FullyShardedDataParallel FSDP compile convert_sync_batchnorm convert_syncbn_model "
+    "DDP prepare_model ScaleModel fully_shard".split()
+)
+_PROGRESS = frozenset("tqdm trange track progress_bar ProgressBar alive_it master_bar Progress".split())
+_CREATORS = frozenset(
+    "randn rand zeros ones empty full randint normal eye rand_like tensor as_tensor from_numpy".split()
+)
+_DATA_SIZE = frozenset("size shape numel __len__ nelement".split())
+
+
+class Library:
+    """The torch half of the machine."""
+
+    # --- owners and data -----------------------------------------------------------------------------------------------
+
+    def owner_of(self: Machine, value: Opaque) -> Owner:
+        """The parameter owner that an unknown object is, made when first asked for."""
+        if value.owner is None:
+            parent = value.attrs.get("<parent>")
+            value.owner = Owner(value.name, self.owner_of(parent) if type(parent) is Opaque else parent)
+        return value.owner
+
+    def owners_of(self: Machine, value: Value, depth: int = 0) -> Owners:
+        """The parameters that a value is, holds, or was computed from with a graph."""
+        kind = type(value)
+        if kind is Tensor:
+            return value.owners if value.graph else NOBODY  # type: ignore[no-any-return]
+        if kind is Module or kind is v.Engine:
+            return frozenset((value.owner,))
+        if kind is Instance:
+            if value.owner is not None:
+                return frozenset((value.owner,))
+            return NOBODY
+        if kind is Opaque:
+            if value.batch:
+                return NOBODY
+            if value.graph or value.owners:
+                return value.owners  # type: ignore[no-any-return]
+            return frozenset((self.owner_of(value),))
+        if kind in (ParamSet,):
+            return value.owners  # type: ignore[no-any-return]
+        if kind is Param:
+            return frozenset((value.owner,))
+        if isinstance(value, (list, tuple)) and depth < 4:
+            return NOBODY.union(*(self.owners_of(one, depth + 1) for one in value[:64]))
+        if isinstance(value, dict) and depth < 4:
+            inside = value.get("params")
+            if inside is not None:
+                return self.owners_of(inside, depth + 1)
+            return NOBODY.union(*(self.owners_of(one, depth + 1) for one in list(value.values())[:64]))
+        if kind is Stream:
+            items = self.drain(value, 64)
+            value.pull = iter(items)
+            return NOBODY.union(*(self.owners_of(one, depth + 1) for one in items)) if depth < 4 else NOBODY
+        return NOBODY
+
+    def graph_owners(self: Machine, value: Value, depth: int = 0) -> Owners:
+        """The parameters that a result computed from `value` depends on: only what carries a graph or is a module."""
+        kind = type(value)
+        if kind is Opaque:
+            if value.graph:
+                return value.owners  # type: ignore[no-any-return]
+            if value.owners and not value.batch:
+                return value.owners  # type: ignore[no-any-return]
+            if value.owner is not None and not value.batch:
+                return frozenset((value.owner,))
+            return NOBODY
+        if isinstance(value, (list, tuple)) and depth < 4:
+            return NOBODY.union(*(self.graph_owners(one, depth + 1) for one in value[:64]))
+        if isinstance(value, dict) and depth < 4:
+            return NOBODY.union(*(self.graph_owners(one, depth + 1) for one in list(value.values())[:64]))
+        if kind is Stream:
+            return NOBODY
+        return self.owners_of(value, depth)
+
+    def batch_of(self: Machine, value: Value, depth: int = 0) -> frozenset[int]:
+        """The micro-batches whose data a value was made from."""
+        kind = type(value)
+        if kind is Opaque or kind is Tensor:
+            return value.batch  # type: ignore[no-any-return]
+        if isinstance(value, (list, tuple)) and depth < 3:
+            return frozenset().union(*(self.batch_of(one, depth + 1) for one in value[:64]))
+        if isinstance(value, dict) and depth < 3:
+            return frozenset().union(*(self.batch_of(one, depth + 1) for one in list(value.values())[:64]))
+        return frozenset()
+
+    def is_data(self: Machine, value: Value) -> bool:
+        return type(value) in (Opaque, Tensor) and bool(value.batch)
+
+    def parameters_of(self: Machine, value: Value) -> list[Value]:
+        if type(value) is Param:
+            return [value]
+        owners = sorted(value.owners, key=lambda owner: owner.name)
+        made: list[Value] = [Param(owner) for owner in owners]
+        if value.named:
+            return [(f"{param.owner.name}.weight", param) for param in made]
+        return made
+
+    def covers(self: Machine, owners: Owners) -> Callable[[Owner], bool]:
+        wild = [self.wild[owner] for owner in owners if owner in self.wild]
+        plain = [owner for owner in owners if owner not in self.wild]
+
+        def inside(owner: Owner) -> bool:
+            return any(owner.within(one) for one in plain) or any(self.ledger.owns(opt, owner) for opt in wild)
+
+        return inside
+
+    # --- losses --------------------------------------------------------------------------------------------------------
+
+    def new_term(self: Machine, owners: Owners, reduction: str, why: str, span: Span) -> Term:
+        loops = tuple((loop, loop.turn) for loop in self.loops)
+        term = Term(len(self.run.terms), span, (*self.path, span), owners, reduction, why, loops)
+        term.fetch = self.batches
+        self.run.terms.append(term)
+        return term
+
+    def loss(
+        self: Machine,
+        reduction: str,
+        args: list[Value],
+        span: Span,
+        why: str,
+        extra: Owners = NOBODY,
+    ) -> Value:
+        """The value of a loss function call."""
+        owners = self.graph_owners(args) | extra
+        batch = self.batch_of(args)
+        if not self.grad_enabled or not owners:
+            return Tensor(NOBODY, False, reduction=reduction if reduction == "none" else "", batch=batch)
+        if reduction == "none":
+            return Tensor(owners, True, reduction="none", batch=batch)
+        made = Tensor(owners, True, {self.new_term(owners, reduction, why, span): 1}, batch=batch)
+        return made
+
+    def as_loss(self: Machine, value: Value, span: Span = NOWHERE) -> Tensor:
+        """`value` as a weighted sum of loss terms."""
+        if type(value) is Tensor:
+            if value.terms is None:
+                reduction = value.reduction if value.reduction in ("mean", "sum") else "unknown"
+                value.terms = {self.new_term(value.owners, reduction, value.name, span): 1} if value.graph else {}
+            return value
+        kept = value.attrs.get("<loss>") if type(value) is Opaque else None
+        if type(kept) is Tensor:
+            return kept
+        if type(value) is Opaque:
+            owners = value.owners or frozenset((self.owner_of(value),))
+            why = value.hint or value.name
+            reduction = "mean" if value.hint == "output" else "unknown"
+            made = Tensor(
+                owners, True, {self.new_term(owners, reduction, why, span): 1}, name=value.name, batch=value.batch
+            )
+            value.attrs["<loss>"] = made
+            return made
+        return Tensor(NOBODY, False, {})
+
+    def scaled(
+        self: Machine, value: Tensor, factor: Any, divisor: tuple[Any, bool, Span] | None = None, sure: bool = True
+    ) -> Tensor:
+        terms = {term: weight * factor for term, weight in (value.terms or {}).items()}
+        divisors = value.divisors if divisor is None else (*value.divisors, divisor)
+        return Tensor(
+            value.owners,
+            value.graph,
+            terms,
+            reduction=value.reduction,
+            name=value.name,
+            batch=value.batch,
+            sure=value.sure and sure,
+            divisors=divisors,
+        )
+
+    def tensor_binary(self: Machine, op: str, left: Value, right: Value, span: Span, augmented: bool) -> Value:
+        """Arithmetic where a side is a tensor or carries a graph."""
+        lgraph = type(left) in (Tensor, Opaque) and left.graph
+        rgraph = type(right) in (Tensor, Opaque) and right.graph
+        batch = self.batch_of(left) | self.batch_of(right)
+        if not lgraph and not rgraph:
+            if op == "/" and numeric(right) is not None and type(left) is Tensor:
+                return Tensor(batch=batch, size=left.size, divisors=((numeric(right), self.is_k(right), span),))
+            return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
+        if lgraph and rgraph:
+            owners = left.owners | right.owners
+            has_terms = self._has_terms(left) or self._has_terms(right)
+            if op in ("+", "-") and has_terms:
+                a, b = self.as_loss(left, span), self.as_loss(right, span)
+                terms = dict(a.terms or {})
+                for term, weight in (b.terms or {}).items():
+                    terms[term] = terms.get(term, 0) + (weight if op == "+" else -weight)
+                return Tensor(
+                    owners,
+                    True,
+                    terms,
+                    batch=batch,
+                    sure=a.sure and b.sure,
+                    divisors=a.divisors + b.divisors,
+                    name=a.name,
+                )
+            return Tensor(
+                owners, True, reduction="none" if "none" in (self._red(left), self._red(right)) else "", batch=batch
+            )
+        value, other = (left, right) if lgraph else (right, left)
+        if op in ("+", "-"):
+            if type(value) is Opaque:
+                return value if not augmented else self.as_loss(value, span)
+            return value if op == "+" or lgraph else self.scaled(self.as_loss(value, span), -1)
+        per_sample = self._red(value) == "none"
+        if op == "/" and lgraph:
+            return self.divided(value, other, span, per_sample)
+        if op == "*":
+            return self.multiplied(value, other, span, per_sample)
+        return Tensor(value.owners, True, batch=batch, reduction="none" if per_sample else "")
+
+    def _has_terms(self: Machine, value: Value) -> bool:
+        if type(value) is Tensor:
+            return value.terms is not None
+        return "<loss>" in value.attrs
+
+    @staticmethod
+    def _red(value: Value) -> str:
+        return value.reduction if type(value) is Tensor else ""
+
+    def divided(self: Machine, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
+        """A loss divided by something: by a number, by a count of its own data (a mean), by something unknown."""
+        if per_sample:
+            return value
+        if self.is_data(other) or (type(other) is Num and "batch" in {self._role(root) for root in roots_of(other)}):
+            loss = self.as_loss(value, span)
+            own = type(other) is Num or other.batch <= loss.batch or not loss.batch
+            if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
+                return Tensor(
+                    loss.owners, True, {self.new_term(loss.owners, "mean", "sum / count", span): 1}, batch=loss.batch
+                )
+            if type(other) is Num:
+                return self.scaled(loss, Fraction(1, int(other.v)) if other.v else 1, (other.v, False, span))
+            return self.scaled(loss, 1, (0, False, span), sure=False)
+        number = self.as_number(other)
+        if number is None:
+            return self.scaled(self.as_loss(value, span), 1, (0, False, span), sure=False)
+        amount = numeric(number)
+        named = self.is_k(number) or self._named_k(span)
+        if not amount:
+            return self.as_loss(value, span)
+        loss = self.as_loss(value, span)
+        factor = Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount
+        known = not roots_of(number) or all(self._role(root) for root in roots_of(number)) or named
+        return self.scaled(loss, factor, (amount, named, span), sure=known)
+
+    def multiplied(self: Machine, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
+        if per_sample:
+            return value
+        loss = self.as_loss(value, span)
+        if self.is_data(other) or type(other) in (Tensor, Maybe):
+            return self.scaled(loss, 1, sure=False)
+        number = self.as_number(other)
+        amount = numeric(number) if number is not None else None
+        if amount is None:
+            return self.scaled(loss, 1, sure=False)
+        roles = {self._role(root) for root in roots_of(number)}
+        if roles and roles <= {"", "interval"}:
+            # A weight of the term (lambda): part of the loss, not of the window's arithmetic.
+            return self.scaled(loss, 1)
+        if "batch" in roles or "length" in roles:
+            return self.scaled(loss, 1, sure=False)
+        if isinstance(amount, (int, float, Fraction)) and amount and abs(amount) < 1 and roles & {"k", "over k"}:
+            return self.scaled(loss, amount, (1 / amount, True, span))
+        return self.scaled(loss, amount)
+
+    def _role(self: Machine, root: str) -> str:
+        return self.world.role_of(root, root.rpartition(".")[2].strip("'\"[]"))
+
+    def _named_k(self: Machine, span: Span) -> bool:
+        return span in self.world.k_divisions
+
+    # --- backward ------------------------------------------------------------------------------------------------------
+
+    def backward(self: Machine, value: Value, span: Span, factor: Any = 1, sure: bool = True, via: str = "") -> None:
+        """A backward call on a loss."""
+        loss = self.as_loss(value, span)
+        terms = tuple((term, weight * factor) for term, weight in (loss.terms or {}).items())
+        owners = NOBODY.union(*(term.owners for term, _ in terms)) if terms else loss.owners
+        if not loss.graph:
+            owners = NOBODY
+        number = len(self.run.backwards)
+        event = self.event("backward", span, number=number, via=via)
+        for term, _ in terms:
+            term.sent += 1
+        reached = owners
+        known = [optimizer for optimizer in self.ledger.optimizers]
+        if (
+            owners
+            and len(known) == 1
+            and known[0].parts
+            and not any(owner.overlaps(part) for owner in owners for part in known[0].parts)
+        ):
+            # The loss comes from something unknown: with one optimizer it can only be meant for that one.
+            reached = known[0].parts
+        self.run.backwards.append(
+            Backward(number, event, terms, reached, sure and loss.sure, loss.divisors, self.replaying > 0)
+        )
+        self.ledger.backward(number, reached)
+        self.sent[id(loss)] = (loss, number)
+
+    def zero(self: Machine, owners: Owners, span: Span, what: str, optimizer: v.Optimizer | None = None) -> None:
+        event = self.event("zero", span, what=what, optimizer=optimizer)
+        if optimizer is not None:
+            self.ledger.zero(lambda owner: self.ledger.owns(optimizer, owner), event)
+        else:
+            self.ledger.zero(self.covers(owners), event)
+
+    def step(self: Machine, optimizer: v.Optimizer, args: list[Value], keywords: dict[str, Value], span: Span) -> None:
+        closure = args[0] if args else keywords.get("closure")
+        if type(closure) is Closure:
+            optimizer.replays = True
+            self.replaying += 1
+            try:
+                self.invoke(closure, [], {}, span)
+            finally:
+                self.replaying -= 1
+        if optimizer.gate is not None and not optimizer.gate.sync:
+            return
+        event = self.event("update", span, optimizer=optimizer)
+        self.ledger.step(optimizer, event)
+
+    def as_optimizer(self: Machine, value: Opaque, span: Span = NOWHERE) -> v.Optimizer:
+        kept = value.attrs.get("<optimizer>")
+        if kept is None:
+            kept = v.Optimizer(len(self.run.optimizers), value.name, "unknown", value.owners or None, span, False)
+            value.attrs["<optimizer>"] = kept
+            self.run.optimizers.append(kept)
+            self.ledger.add(kept)
+        return kept  # type: ignore[no-any-return]
+
+    def as_scheduler(self: Machine, value: Opaque, span: Span = NOWHERE) -> v.Scheduler:
+        kept = value.attrs.get("<scheduler>")
+        if kept is None:
+            kept = v.Scheduler(len(self.run.schedulers), value.name, "unknown", "unknown", span)
+            value.attrs["<scheduler>"] = kept
+            self.run.schedulers.append(kept)
+        return kept  # type: ignore[no-any-return]
+
+    def as_accelerator(self: Machine, value: Opaque) -> v.Accelerator:
+        kept = value.attrs.get("<accelerator>")
+        if kept is None:
+            steps = self.number(f"{value.key}.gradient_accumulation_steps", "gradient_accumulation_steps")
+            kept = value.attrs["<accelerator>"] = v.Accelerator(value.name, steps, False)
+        return kept  # type: ignore[no-any-return]
+
+    # --- attributes ----------------------------------------------------------------------------------------------------
+
+    def attribute(self: Machine, value: Value, name: str, span: Span) -> Value:
+        kind = type(value)
+        if kind is Opaque:
+            return self.opaque_attribute(value, name)
+        if kind is Imported:
+            return Imported(f"{value.path}.{name}")
+        if kind is Instance:
+            return self.instance_attribute(value, name)
+        if kind is ClassValue:
+            found = self.member(value, name)
+            if type(found) is Closure and found.kind == "class":
+                return Closure(found.function, found.scope, value, found.no_grad, value, found.defaults, "class")
+            return found if found is not None else self.opaque(f"{value.name}.{name}", name)
+        if kind is Module:
+            if name in value.attrs:
+                return value.attrs[name]
+            if name in _MODULE_METHODS:
+                return v.Bound(value, name)
+            if name in ("weight", "bias"):
+                return Param(value.owner)
+            if name == "module":
+                return value
+            if name == "training":
+                return value.training
+            made = Module(f"{value.path}.{name}", Owner(name, value.owner))
+            value.attrs[name] = made
+            return made
+        if kind is Tensor:
+            return self.tensor_attribute(value, name)
+        if kind is Param:
+            if name == "grad":
+                return v.Grad(value.owner, dict(self.row_of(value.owner)), True)
+            if name == "data":
+                return value
+            if name == "requires_grad":
+                return True
+            return v.Bound(value, name)
+        if kind is v.Grad:
+            return value if name == "data" else v.Bound(value, name)
+        if kind is v.Optimizer:
+            if name == "param_groups":
+                return self.param_groups(value)
+            if name in value.attrs:
+                return value.attrs[name]
+            if name == "optimizer":
+                return value
+            return v.Bound(value, name)
+        if kind is v.Accelerator:
+            if name == "sync_gradients":
+                return value.sync
+            if name == "gradient_accumulation_steps":
+                return value.steps
+            if name in ("is_main_process", "is_local_main_process"):
+                return Maybe(f"{value.name}.{name}", False, span)
+            return v.Bound(value, name)
+        if kind is Loader:
+            if name == "batch_size":
+                return value.batch_size
+            if name == "dataset":
+                return v.Dataset(None)
+            if name in value.attrs:
+                return value.attrs[name]
+            return v.Bound(value, name)
+        if kind is v.Engine:
+            return value.attrs.get(name, v.Bound(value, name))
+        if kind in (v.Scheduler,):
+            return value.attrs.get(name, v.Bound(value, name))
+        if isinstance(value, (list, tuple, dict, str, set)) or kind in (
+            v.Scaler,
+            v.Fabric,
+            ParamSet,
+            Stream,
+            v.LossFunction,
+            v.Bound,
+            Closure,
+        ):
+            return v.Bound(value, name)
+        if numeric(value) is not None:
+            return v.Bound(value, name)
+        return self.opaque(f"{self.key(value)}.{name}", name)
+
+    def opaque_attribute(self: Machine, value: Opaque, name: str) -> Value:
+        kept = value.attrs.get(name)
+        if kept is not None or name in value.attrs:
+            return kept
+        if name == "grad" and not value.batch:
+            return v.Grad(self.owner_of(value), dict(self.row_of(self.owner_of(value))), True)
+        if name == "data":
+            if value.graph:
+                return self.opaque(f"{value.key}.data", value.name, batch=value.batch)
+            return value
+        if name == "loss" and value.graph:
+            made = self.opaque(f"{value.key}.loss", "loss", owners=value.owners, graph=True, batch=value.batch)
+            made.hint = "output"
+            value.attrs[name] = made
+            return made
+        made = self.opaque(f"{value.key}.{name}", name, owners=value.owners, graph=value.graph, batch=value.batch)
+        if "<size>" in value.attrs:
+            made.attrs["<size>"] = value.attrs["<size>"]
+        made.attrs["<parent>"] = value
+        value.attrs[name] = made
+        return made
+
+    def instance_attribute(self: Machine, value: Instance, name: str) -> Value:
+        if name in value.attrs:
+            return value.attrs[name]
+        found = self.member(value.cls, name)
+        if type(found) is Closure:
+            bound = Closure(
+                found.function, found.scope, value, found.no_grad, found.owner_class, found.defaults, found.kind
+            )
+            if found.kind == "property":
+                return self.invoke(bound, [], {}, found.function.span)
+            if found.kind == "static":
+                bound.bound = None
+            return bound
+        if found is not None:
+            return found
+        if name == "__dict__":
+            return value.attrs
+        if value.owner is not None and (name in _MODULE_METHODS or name == "training"):
+            return value.training if name == "training" else v.Bound(value, name)
+        if self.is_lightning(value) and name in _LIGHTNING:
+            return v.Bound(value, name)
+        made = self.opaque(f"{value.key}.{name}", name)
+        made.attrs["<parent>"] = value.owner
+        value.attrs[name] = made
+        return made
+
+    def is_lightning(self: Machine, value: Instance) -> bool:
+        todo = list(value.cls.bases)
+        while todo:
+            base = todo.pop()
+            if isinstance(base, ClassValue):
+                todo += base.bases
+            elif "LightningModule" in (base.path if isinstance(base, Imported) else getattr(base, "name", "")):
+                return True
+        return False
+
+    def tensor_attribute(self: Machine, value: Tensor, name: str) -> Value:
+        if name == "data":
+            return Tensor(batch=value.batch, size=value.size)
+        if name == "shape":
+            return v.Bound(value, "shape")
+        if name == "loss" and value.graph:
+            return value
+        if name in ("T", "mT"):
+            return value
+        if name == "grad":
+            return None
+        return v.Bound(value, name)
+
+    def store_attribute(self: Machine, base: Value, name: str, value: Value, span: Span) -> None:
+        kind = type(base)
+        if name == "grad" and kind in (Param, Opaque):
+            owner = base.owner if kind is Param else self.owner_of(base)
+            if value is None:
+                self.zero(frozenset((owner,)), span, "grad = None")
+            elif type(value) is v.Grad:
+                self.event("edit", span, how="replace")
+                self.ledger.replace(owner, value.row)
+            elif type(value) in (Tensor, Opaque):
+                self.zero(frozenset((owner,)), span, "grad = tensor")
+                self.run.notes.append(("gradients are set by hand", span))
+            return
+        if kind is Instance:
+            base.attrs[name] = value
+            if base.owner is not None:
+                self.adopt(base, value, span)
+            return
+        if kind in (Opaque, Module, v.Optimizer, v.Scheduler, v.Accelerator, Loader, v.Engine):
+            base.attrs[name] = value
+            if kind is Module and type(value) is Module:
+                value.owner.parents.append(base.owner)
+
+    def adopt(self: Machine, base: Instance, value: Value, span: Span) -> None:
+        """A submodule or parameter stored on a module belongs to it."""
+        kind = type(value)
+        if kind in (Module, Instance) and value.owner is not None and value.owner is not base.owner:
+            if not base.owner.within(value.owner):  # type: ignore[union-attr]
+                value.owner.parents.append(base.owner)
+            if value.batchnorm is not None and base.batchnorm is None:
+                base.batchnorm = value.batchnorm
+        elif kind is Param and value.owner is not base.owner:
+            value.owner.parents.append(base.owner)
+        elif kind is Opaque and not value.batch and not value.graph:
+            owner = self.owner_of(value)
+            if owner is not base.owner and not base.owner.within(owner):  # type: ignore[union-attr]
+                owner.parents.append(base.owner)
+        elif isinstance(value, (list, tuple)):
+            for one in value[:16]:
+                self.adopt(base, one, span)
+        elif isinstance(value, dict):
+            for one in list(value.values())[:16]:
+                self.adopt(base, one, span)
+
+    def row_of(self: Machine, owner: Owner) -> dict[int, Any]:
+        for one, row in self.ledger.rows.items():
+            if one.within(owner) or owner.within(one):
+                return row
+        opt = self.wild.get(owner)
+        if opt is not None:
+            for one, row in self.ledger.rows.items():
+                if self.ledger.owns(opt, one):
+                    return row
+        return {}
+
+    def param_groups(self: Machine, optimizer: v.Optimizer) -> Value:
+        parts = optimizer.parts
+        if parts is None:
+            owner = Owner(f"{optimizer.name}'s parameters")
+            self.wild[owner] = optimizer
+            parts = frozenset((owner,))
+        kept = optimizer.attrs.get("<groups>")
+        if kept is None:
+            lr = self.opaque(f"{optimizer.name}.lr", "lr")
+            kept = optimizer.attrs["<groups>"] = [{"params": ParamSet(parts), "lr": lr}]
+        return kept
+
+    # --- items ---------------------------------------------------------------------------------------------------------
+
+    def item(self: Machine, value: Value, index: Value, span: Span = NOWHERE) -> Value:
+        kind = type(value)
+        at = numeric(index)
+        if isinstance(value, (list, tuple)):
+            if value and value[0] == "slice" and isinstance(value, tuple):
+                return self.opaque("slice", "<slice>")
+            if at is not None and not isinstance(at, float):
+                return (
+                    value[int(at)]
+                    if -len(value) <= at < len(value)
+                    else (value[-1] if value else self.opaque("?", "<item>"))
+                )
+            if isinstance(index, tuple) and index and index[0] == "slice":
+                lower, upper = numeric(index[1]), numeric(index[2])
+                return list(value)[
+                    slice(int(lower) if lower is not None else None, int(upper) if upper is not None else None)
+                ]
+            return value[0] if value else self.opaque(f"item:{span.row}", "<item>")
+        if isinstance(value, dict):
+            try:
+                if index in value:
+                    return value[index]
+            except TypeError:
+                pass
+            if type(index) is Opaque or isinstance(index, (str, int)):
+                if value and not isinstance(index, (str, int)):
+                    return next(iter(value.values()))
+                made = self.opaque(f"{{}}[{self.key(index)}]", index if isinstance(index, str) else "<item>")
+                return made
+            return self.opaque(f"item:{span.row}", "<item>")
+        if kind is Opaque:
+            key = self.key(index)
+            kept = value.attrs.get(f"[{key}]")
+            if kept is not None:
+                return kept
+            name = index if isinstance(index, str) else value.name
+            made = self.opaque(f"{value.key}[{key}]", name, owners=value.owners, graph=value.graph, batch=value.batch)
+            made.attrs["<parent>"] = value
+            if "<size>" in value.attrs:
+                made.attrs["<size>"] = value.attrs["<size>"]
+            if value.graph and (index == 0 or index == "loss"):
+                made.hint = "output"
+            if isinstance(index, tuple) and index and index[0] == "slice" and value.batch:
+                self.batches += 1
+                made.batch = value.batch | {self.batches}
+            elif not value.batch and not value.graph and value.name in _INDEXED_DATA:
+                made.batch = frozenset((0,))
+            value.attrs[f"[{key}]"] = made
+            return made
+        if kind is Tensor:
+            if isinstance(index, tuple) and index and index[0] == "slice":
+                lower, upper = numeric(index[1]), numeric(index[2])
+                size = upper - (lower or 0) if upper is not None else None
+                self.batches += 1
+                batch = value.batch | {self.batches}
+                return Tensor(value.owners, value.graph, size=size, batch=batch, reduction=value.reduction)
+            if value.reduction == "stack" or value.terms is not None:
+                return value
+            return Tensor(value.owners, value.graph, batch=value.batch, reduction=value.reduction)
+        if kind is Module:
+            if at is not None and value.items:
+                return value.items[int(at) % len(value.items)]
+            return Module(value.path, Owner(value.name, value.owner))
+        if kind is Instance:
+            getter = self.member(value.cls, "__getitem__")
+            if type(getter) is Closure and not value.cls.dataset:
+                return self.invoke(
+                    Closure(getter.function, getter.scope, value, defaults=getter.defaults), [index], {}, span
+                )
+            return self.opaque(f"{value.key}[]", "<item>", batch=frozenset((0,)) if value.cls.dataset else frozenset())
+        if kind is v.Bound and value.name == "shape":
+            size = getattr(value.owner, "size", None)
+            return size if size is not None and index == 0 else self.number("shape", "size")
+        if kind is v.Dataset:
+            return self.opaque("dataset[]", "<item>", batch=frozenset((0,)))
+        if kind is Imported:
+            return value
+        return self.opaque(f"{self.key(value)}[]", "<item>")
+
+    def store_item(self: Machine, base: Value, index: Value, value: Value, span: Span) -> None:
+        if isinstance(base, dict) and isinstance(index, (str, int, float, bool, tuple)):
+            try:
+                base[index] = value
+            except TypeError:
+                return
+        elif isinstance(base, dict):
+            base[self.key(index)] = value
+        elif isinstance(base, list):
+            at = numeric(index)
+            if at is not None and base and -len(base) <= at < len(base):
+                base[int(at)] = value
+            elif at is not None and len(base) < 64:
+                base.append(value)
+        elif type(base) is Opaque:
+            base.attrs[f"[{self.key(index)}]"] = value
+        elif type(base) is Instance:
+            base.attrs[f"[{self.key(index)}]"] = value
+
+    # --- watching ------------------------------------------------------------------------------------------------------
+
+    def watch_division(self: Machine, stmt: p.Stmt, value: Value, frame: Frame) -> None:
+        """`loss = loss / k` after backward: remember it."""
+        if isinstance(stmt, p.Augment):
+            name, source = text(stmt.target), text(stmt.target)
+            divisor = stmt.op == "/"
+        elif isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and len(stmt.targets) == 1:
+            name, source = text(stmt.targets[0]), text(stmt.value.left)
+            divisor = stmt.value.op == "/"
+        else:
+            return
+        if type(value) is not Tensor or not divisor or name != source or not value.divisors or not value.terms:
+            return
+        if all(term.sent for term in value.terms):
+            self.event("late division", stmt.span, divisor=value.divisors[-1], terms=tuple(value.terms))
+
+    def watch_growth(self: Machine, stmt: p.Stmt, target: p.Expr, value: Tensor, frame: Frame) -> None:
+        """A tensor with a graph that holds loss terms of several iterations."""
+        if not value.graph or not value.terms or len(value.terms) < 2:
+            return
+        sites: dict[tuple[Span, ...], int] = {}
+        for term in value.terms:
+            sites[term.site] = sites.get(term.site, 0) + 1
+        if max(sites.values()) > 1:
+            self.event("keep", stmt.span, target=text(target), terms=tuple(value.terms), size=max(sites.values()))
+
+    def watch_kept(self: Machine, span: Span, value: Value, holder: list[Value], target: str = "") -> None:
+        """A tensor with a graph is put into a container."""
+        kept: list[Term] = []
+        for one in holder[-64:]:
+            for inner in one if isinstance(one, tuple) else (one,):
+                if type(inner) is Tensor and inner.graph and inner.terms:
+                    kept += list(inner.terms)
+                elif type(inner) is Opaque and inner.graph and type(inner.attrs.get("<loss>")) is Tensor:
+                    kept += list(inner.attrs["<loss>"].terms or ())
+        sites: dict[tuple[Span, ...], int] = {}
+        for term in kept:
+            sites[term.site] = sites.get(term.site, 0) + 1
+        if sites and max(sites.values()) > 1:
+            self.event("keep", span, target=target, terms=tuple(kept), size=max(sites.values()))
+
+    # --- gradients by hand ---------------------------------------------------------------------------------------------
+
+    def grad_binary(self: Machine, op: str, left: Value, right: Value, span: Span) -> Value:
+        lg, rg = type(left) is v.Grad, type(right) is v.Grad
+        if lg and rg and op in ("+", "-"):
+            doubled = [number for number in right.row if left.row.get(number)]
+            if doubled and right.shared and not left.shared:
+                self.event("hand added", span, numbers=tuple(doubled))
+            row = dict(left.row)
+            for number, amount in right.row.items():
+                row[number] = row.get(number, 0) + amount
+            return v.Grad(left.owner, row)
+        if lg or rg:
+            grad, other = (left, right) if lg else (right, left)
+            if type(other) is Param:
+                return v.Delta(dict(grad.row))
+            number = self.as_number(other)
+            amount = numeric(number) if number is not None else None
+            if op in ("*", "/") and amount:
+                known = not roots_of(number) or self.is_k(number)
+                if not known:
+                    return v.Grad(grad.owner, dict(grad.row))
+                factor = (
+                    amount
+                    if op == "*"
+                    else (Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount)
+                )
+                return v.Grad(grad.owner, {n: a * factor for n, a in grad.row.items()})
+            return v.Grad(grad.owner, dict(grad.row), False)
+        if type(left) is Param and op in ("-", "+") and type(right) is v.Delta:
+            return v.Delta(right.row)
+        if type(left) is Param or type(right) is Param:
+            param = left if type(left) is Param else right
+            if self.grad_enabled:
+                return Tensor(frozenset((param.owner,)), True, batch=self.batch_of(left) | self.batch_of(right))
+            return param
+        return v.Delta({})
+
+    def augment_gradient(self: Machine, base: Value, name: str, op: str, value: Value, span: Span) -> bool:
+        """`p.grad /= k`, `p.data -= lr * p.grad`; False if this is something else."""
+        if type(base) not in (Param, Opaque) or (type(base) is Opaque and (base.batch or base.graph)):
+            return False
+        owner = base.owner if type(base) is Param else self.owner_of(base)
+        if name == "data":
+            if type(base) is Param and type(value) in (v.Grad, v.Delta) and op == "-":
+                return self.augment_parameter(base, op, value, span)
+            return type(base) is Param
+        if op in ("/", "*"):
+            self.scale_gradient(frozenset((owner,)), value, op, span)
+            return True
+        return True
+
+    def scale_gradient(self: Machine, owners: Owners, value: Value, op: str, span: Span) -> None:
+        number = self.as_number(value) if not self.is_data(value) else None
+        amount = numeric(number) if number is not None else None
+        event = self.event("edit", span, how="scale", amount=amount)
+        if amount:
+            factor = (
+                amount if op == "*" else (Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount)
+            )
+            known = not roots_of(number) or all(self._role(root) for root in roots_of(number))
+            self.ledger.edit(self.covers(owners), lambda a: a * factor, event)
+            if not known:
+                self.unsure_edit(owners, event)
+        else:
+            self.ledger.edit(self.covers(owners), lambda a: a, event)
+            self.unsure_edit(owners, event)
+
+    def unsure_edit(self: Machine, owners: Owners, event: Event) -> None:
+        event.data["unsure"] = True
+
+    def augment_parameter(self: Machine, param: Param, op: str, value: Value, span: Span) -> bool:
+        """An update written by hand."""
+        if type(value) in (v.Grad, v.Delta) and value.row and op == "-":
+            event = self.event("update", span, optimizer=None)
+            self.ledger.manual_step(param.owner, value.row, event)
+            return True
+        return op in ("-", "+", "*", "/")
+
+    # --- iteration -----------------------------------------------------------------------------------------------------
+
+    def batches_of(self: Machine, loader: Loader) -> Iterator[Value]:
+        """The micro-batches of one pass over a loader."""
+        length = numeric(loader.length)
+        count = int(length) if length is not None else self.world.turns(self.assignment)
+        literal = length is not None and not roots_of(loader.length)
+        if literal and count > 64:
+            k = max([self.assignment.k, *self.world.literal_ks])
+            count = 2 * k + count % k
+        for turn in range(count):
+            self.batches += 1
+            self.last_batch = turn + 1 == count
+            item = self.opaque(f"item({loader.key})", "batch", batch=frozenset((self.batches,)))
+            if loader.batch_size is not None:
+                item.attrs["<size>"] = (loader.batch_size, loader.batch_span)
+            yield item
+
+    def iterate_object(self: Machine, value: Value, loop: Loop, wanted: int) -> Iterator[Value]:
+        if type(value) is Module:
+            return iter(value.items or [Module(value.path, Owner(value.name, value.owner))])
+        maker = self.member(value.cls, "__iter__")
+        if type(maker) is Closure:
+            result = self.invoke(
+                Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, loop.span
+            )
+            if type(result) is Stream or isinstance(result, list):
+                loop.kind = "loader"
+                loop.fetched = True
+                if isinstance(result, list):
+                    return iter(result)
+                return self._limited(
+                    result.pull, 3 * self.world.turns(self.assignment) if result.length else wanted, loop
+                )
+        loop.kind = "loader" if names.is_loader_name(value.name) or value.cls.dataset else "other"
+        loop.fetched = True
+        count = wanted if loop.level != "quiet" else 2
+        return self.batches_of(Loader(value.key, count))
+
+    def stream(self: Machine, value: Value, span: Span) -> Stream:
+        """An iterator over a value."""
+        kind = type(value)
+        if kind is Stream:
+            return value  # type: ignore[no-any-return]
+        if kind is Loader:
+            return Stream(self.batches_of(value), value.length, True, value)
+        if isinstance(value, (list, tuple, dict, set, str)):
+            items = list(value)
+            feeds = bool(items) and bool(self.batch_of(items[0]))
+            return Stream(iter(items), len(items), feeds)
+        if kind is Range:
+            items = self.listed(value)
+            return Stream(iter(items), len(items))
+        if kind in (ParamSet, Param):
+            return Stream(iter(self.parameters_of(value)))
+        if kind is Opaque and not value.graph:
+            if value.batch:
+                return Stream(iter([self.item_of(value) for _ in range(self.assignment.k)]), None, False)
+            value.hint = value.hint or ("loader" if names.is_loader_name(value.name) else "")
+            length = self.number(f"len({value.key})", "length", "length")
+            return Stream(self.batches_of(Loader(value.key, length)), length, True)
+        if kind is Instance:
+            maker = self.member(value.cls, "__iter__")
+            if type(maker) is Closure:
+                result = self.invoke(Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, span)
+                if result is not value:
+                    return self.stream(result, span)
+            length = self.number(f"len({value.key})", "length", "length")
+            return Stream(self.batches_of(Loader(value.key, length)), length, True)
+        if kind is Tensor:
+            size = numeric(value.size)
+            count = int(size) if size is not None and 0 < size <= 64 else 2
+            return Stream(iter([Tensor(value.owners, value.graph, batch=value.batch) for _ in range(count)]), count)
+        if kind is Module:
+            return Stream(iter(value.items))
+        return Stream(iter([self.opaque(f"item:{span.row}", "<item>")]))
+
+    # --- contexts ------------------------------------------------------------------------------------------------------
+
+    def enter(self: Machine, value: Value, manager: p.Expr) -> tuple[Value, Callable[[], None] | None]:
+        """Enter a `with` item: what `as` binds, and what to do on leaving."""
+        if isinstance(value, tuple) and value and isinstance(value[0], str):
+            what = value[0]
+            if what == "grad":
+                before = self.grad_enabled
+                self.grad_enabled = bool(value[1])
+
+                def restore() -> None:
+                    self.grad_enabled = before
+
+                return None, restore
+            if what == "accumulate":
+                self.accumulate(value[1])
+                return None, None
+            if what == "scaled":
+                return value[1], None
+            if what == "context":
+                return None, None
+            return (value[1] if len(value) > 1 else None), None
+        kind = type(value)
+        if kind is Instance:
+            method = self.member(value.cls, "__enter__")
+            leave = self.member(value.cls, "__exit__")
+
+            def out() -> None:
+                if type(leave) is Closure:
+                    bound = Closure(leave.function, leave.scope, value, defaults=leave.defaults)
+                    self.invoke(bound, [None, None, None], {}, manager.span)
+
+            if type(method) is Closure:
+                bound = Closure(method.function, method.scope, value, defaults=method.defaults)
+                return self.invoke(bound, [], {}, manager.span), out
+            return value, out
+        if kind is Opaque:
+            last = value.name
+            if last in ("no_grad", "inference_mode"):
+                return self.enter(("grad", False), manager)
+        if kind is Imported and value.path.rpartition(".")[2] in ("no_grad", "inference_mode"):
+            return self.enter(("grad", False), manager)
+        return value, None
+
+    def accumulate(self: Machine, accelerator: v.Accelerator) -> None:
+        """accelerate's `accumulate()`: one more micro-batch; gradients are synchronised on the k-th and the last."""
+        accelerator.count += 1
+        accelerator.entered = True
+        steps = numeric(self.as_number(accelerator.steps))
+        boundary = steps is None or steps <= 1 or accelerator.count % int(steps) == 0
+        accelerator.sync = boundary or self.last_batch
+        if self.last_batch:
+            accelerator.count = 0
+        self.event("accumulate", NOWHERE, sync=accelerator.sync)
+
+    # --- calls ---------------------------------------------------------------------------------------------------------
+
+    def library_call(
+        self: Machine, callee: Value, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        kind = type(callee)
+        span = expr.span
+        if kind is Imported:
+            return self.imported(callee.path, args, keywords, expr, frame)
+        if kind is v.Bound:
+            return self.method(callee.owner, callee.name, args, keywords, expr, frame)
+        if kind is Opaque:
+            return self.unknown_call(callee, args, keywords, expr, frame)
+        if kind is Module:
+            return self.forward(callee, args, keywords, span)
+        if kind is Instance:
+            return self.call_instance(callee, args, keywords, expr, frame)
+        if kind is v.LossFunction:
+            return self.loss(callee.reduction, [*args, *keywords.values()], span, callee.why)
+        if kind is v.Scaler:
+            return self.combined_scaler(args, keywords, span)
+        if kind is v.Engine:
+            owners = frozenset((callee.owner,)) | self.graph_owners(args)
+            return self.opaque(
+                f"{callee.name}()", "outputs", owners=owners, graph=self.grad_enabled, batch=self.batch_of(args)
+            )
+        if kind is Tensor or kind is v.Grad:
+            return callee
+        return self.opaque(f"call:{span.row}:{span.column}", "<value>", batch=self.batch_of(args))
+
+    def forward(self: Machine, module: Module, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        values = [*args, *keywords.values()]
+        owners = frozenset((module.owner,)) | self.graph_owners(values)
+        batch = self.batch_of(values)
+        self.note_batchnorm(module.batchnorm, module.training, module.owner, values, span)
+        if not self.grad_enabled:
+            return Tensor(batch=batch, size=self.size_of(args))
+        if module.path.startswith("torch.nn.") or module.items:
+            return Tensor(owners, True, size=self.size_of(args), batch=batch)
+        return self.opaque(f"{module.name}()", "outputs", owners=owners, graph=True, batch=batch)
+
+    def note_batchnorm(
+        self: Machine, where: Span | None, training: bool, owner: Owner, args: list[Value], span: Span
+    ) -> None:
+        if where is None or not training or not self.grad_enabled:
+            return
+        size, size_span = None, None
+        for one in args:
+            if type(one) is Opaque and "<size>" in one.attrs:
+                size, size_span = one.attrs["<size>"]
+                break
+            if type(one) is Tensor and one.size is not None:
+                size, size_span = one.size, None
+                break
+        self.event("norm", span, layer=where, size=size, size_span=size_span, owner=owner)
+
+    def size_of(self: Machine, args: list[Value]) -> Value:
+        for one in args[:1]:
+            if type(one) is Tensor:
+                return one.size
+            if type(one) is Opaque and "<size>" in one.attrs:
+                return one.attrs["<size>"][0]
+        return None
+
+    def call_instance(
+        self: Machine, value: Instance, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        method = self.member(value.cls, "__call__") or self.member(value.cls, "forward")
+        values = [*args, *keywords.values()]
+        if value.owner is None:
+            if type(method) is Closure:
+                bound = Closure(
+                    method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
+                )
+                return self.invoke(bound, args, keywords, expr.span)
+            return self.opaque(f"{value.key}()", "<value>", batch=self.batch_of(values))
+        owners = frozenset((value.owner,)) | self.graph_owners(values)
+        batch = self.batch_of(values)
+        self.note_batchnorm(value.batchnorm, value.training, value.owner, values, expr.span)
+        result: Value = None
+        if type(method) is Closure:
+            key = (id(value.cls), value.training, self.grad_enabled, len(args), tuple(keywords), expr.span)
+            if key in self.templates:
+                result = self.templates[key]
+            else:
+                bound = Closure(
+                    method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
+                )
+                events = len(self.run.events)
+                try:
+                    result = self.invoke(bound, args, keywords, expr.span)
+                except PyRaise:
+                    result = None
+                if len(self.run.events) == events:
+                    self.templates[key] = result
+        return self.fresh(result, owners, batch, expr.span, self.size_of(args))
+
+    def fresh(self: Machine, value: Value, owners: Owners, batch: frozenset[int], span: Span, size: Value) -> Value:
+        """A forward pass's result with terms of its own, owned by the module that was called."""
+        if isinstance(value, tuple) and not (value and isinstance(value[0], str)):
+            return tuple(self.fresh(one, owners, batch, span, size) for one in value)
+        if isinstance(value, dict):
+            return {name: self.fresh(one, owners, batch, span, size) for name, one in value.items()}
+        if isinstance(value, list):
+            return [self.fresh(one, owners, batch, span, size) for one in value]
+        if not self.grad_enabled:
+            return Tensor(batch=batch, size=size)
+        if type(value) is Tensor:
+            if not value.graph:
+                if value.batch:
+                    return Tensor(owners, True, reduction=value.reduction, batch=batch, size=size)
+                return value
+            made = Tensor(owners, True, None, size, value.reduction, value.name, batch, value.sure, value.divisors)
+            if value.terms is not None:
+                made.terms = {
+                    self.new_term(owners, term.reduction, term.why, span): weight
+                    for term, weight in value.terms.items()
+                }
+            return made
+        if value is None or isinstance(value, (int, float, str, bool)):
+            if value is None:
+                return self.opaque(f"forward:{span.row}", "outputs", owners=owners, graph=True, batch=batch)
+            return value
+        if type(value) is Opaque:
+            made_opaque = self.opaque(value.key, value.name, owners=owners, graph=True, batch=batch)
+            made_opaque.hint = value.hint
+            return made_opaque
+        return value
+
+    def combined_scaler(self: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        """timm's NativeScaler and its relatives: called with loss and optimizer; backward, and a step if asked."""
+        if not args:
+            return self.opaque(f"call:{span.row}", "<value>")
+        self.backward(args[0], span, via="scaler")
+        optimizer = args[1] if len(args) > 1 else keywords.get("optimizer")
+        wanted = True
+        for name in ("need_update", "update_grad", "update", "step"):
+            if name in keywords:
+                value = keywords[name]
+                wanted = bool(numeric(value)) if numeric(value) is not None else True
+                if type(value) is Num and value.modulus is not None:
+                    self.learn_k(value.modulus[0], value.modulus[1])
+        if type(optimizer) is Opaque:
+            optimizer = self.as_optimizer(optimizer)
+        if wanted and type(optimizer) is v.Optimizer:
+            self.step(optimizer, [], {}, span)
+        return self.opaque(f"norm:{span.row}", "grad_norm")
+
+    def unknown_call(
+        self: Machine, callee: Opaque, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        """A call of something unknown, or a method of something unknown: what it is said to be by name and use."""
+        parent = callee.attrs.get("<parent>")
+        if type(parent) is Opaque and isinstance(expr.func, p.Attr):
+            result = self.opaque_method(parent, callee.name, args, keywords, expr, frame)
+            if result is not _NOT:
+                return result
+        values = [*args, *keywords.values()]
+        span = expr.span
+        if names.is_scaler_name(callee.name) and len(args) >= 2 and self._could_be_optimizer(args[1]):
+            return self.combined_scaler(args, keywords, span)
+        if callee.name in _PROGRESS or callee.name in ("log_every",):
+            if args:
+                return args[0]
+        batch = self.batch_of(values)
+        self.note_opaque(callee.key, values, span)
+        for one in values:
+            if type(one) is Closure and self.scanner.has_backward(one.function.body):
+                self.engine_driven.append((one, None))
+        loaders = [
+            one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
+        ]
+        owners = self.graph_owners(values)
+        if callee.batch:
+            return self.opaque(f"{callee.key}()", callee.name, batch=callee.batch | batch)
+        if callee.graph or callee.owners:
+            owners |= callee.owners
+        elif not (loaders and not batch):
+            owners |= frozenset((self.owner_of(callee),)) if self.is_forward_call(callee, values) else NOBODY
+        key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
+        graph = (
+            self.grad_enabled
+            and bool(owners)
+            and (bool(batch) or any(self._graphed(one) for one in values) or callee.graph)
+        )
+        made = self.opaque(key, callee.name, owners=owners, graph=graph, batch=batch)
+        if names.is_loss_name(callee.name):
+            made.hint = "criterion"
+        if loaders and not graph:
+            made.hint = "loader"
+            made.key = f"{callee.key}({self.key(loaders[0])})"
+            made.name = "loader"
+        made.attrs.update(
+            {"<size>": one.attrs["<size>"] for one in values if type(one) is Opaque and "<size>" in one.attrs}
+        )
+        return made
+
+    def is_forward_call(self: Machine, callee: Opaque, values: list[Value]) -> bool:
+        return bool(self.batch_of(values)) or any(self._graphed(one) for one in values)
+
+    def _graphed(self: Machine, value: Value) -> bool:
+        return type(value) in (Tensor, Opaque) and bool(value.graph)
+
+    def _could_be_optimizer(self: Machine, value: Value) -> bool:
+        return type(value) is v.Optimizer or (type(value) is Opaque and names.is_optimizer_name(value.name))
+
+    def note_opaque(self: Machine, what: str, values: list[Value], span: Span) -> None:
+        """A call of something unknown that is handed the optimizer or the model could step or zero."""
+        for one in values:
+            if type(one) is v.Optimizer or (type(one) is Opaque and "<optimizer>" in one.attrs):
+                self.event("opaque", span, what=what, value=one)
+                return
+
+    def opaque_method(
+        self: Machine,
+        base: Opaque,
+        name: str,
+        args: list[Value],
+        keywords: dict[str, Value],
+        expr: p.Call,
+        frame: Frame,
+    ) -> Value:
+        span = expr.span
+        if name == "backward":
+            return self.backward_method(base, args, keywords, span)
+        if name == "manual_backward" and args:
+            self.backward(args[0], span, via="manual_backward")
+            return None
+        if name == "zero_grad":
+            if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
+                self.zero(NOBODY, span, "zero_grad", self.as_optimizer(base, span))
+            else:
+                self.zero(frozenset((self.owner_of(base),)), span, "module zero_grad")
+            return None
+        if name in ("step", "step_update", "step_and_update_lr", "update_lr"):
+            return self.step_method(base, name, args, keywords, span)
+        if name in ("parameters", "named_parameters", "trainable_parameters", "get_parameters"):
+            return ParamSet(base.owners or frozenset((self.owner_of(base),)), name == "named_parameters")
+        if name in ("zero_", "zero") and base.name == "grad":
+            return None
+        if names.is_scaler_name(base.name) and name == "scale" and args:
+            return args[0]
+        if names.is_scaler_name(base.name) and name in ("update", "unscale_"):
+            self.event(name, span)
+            return None
+        if _is_accelerator(base.name):
+            return self.accelerator_method(self.as_accelerator(base), name, args, keywords, span)
+        if name in ("prepare", "setup", "setup_dataloaders", "setup_optimizers") and args:
+            return args[0] if len(args) == 1 else tuple(args)
+        if name in ("detach", "item", "tolist", "numpy", "detach_", "cpu"):
+            if name == "cpu":
+                return base
+            return self.opaque(f"{base.key}.{name}()", base.name, batch=base.batch)
+        if name in ("mean", "sum") and base.graph:
+            tensor = Tensor(base.owners, True, batch=base.batch)
+            if "<loss>" in base.attrs:
+                return self.as_loss(base, span)
+            return self.tensor_method(tensor, name, args, keywords, span)
+        if name in ("train", "eval") or (
+            name in _SAME and (base.graph or base.batch or name in ("to", "cuda", "train"))
+        ):
+            return base
+        if name in ("append", "extend", "update", "add") and args and not base.graph:
+            holder = base.attrs.setdefault("<held>", [])
+            if name == "append" and isinstance(holder, list):
+                holder.append(args[0])
+                self.watch_kept(span, args[0], holder, text(expr.func))
+            return None
+        if name in _DATA_SIZE and base.batch:
+            size = base.attrs.get("<size>")
+            if size is not None and (not args or args[0] == 0):
+                return size[0]
+            return self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
+        if name in ("chunk", "split", "tensor_split") and args:
+            return self.chunks(base, name, args, span)
+        if name in ("items", "values", "keys", "copy") and not args:
+            made = self.opaque(
+                f"{base.key}.{name}()", base.name, owners=base.owners, graph=base.graph, batch=base.batch
+            )
+            return made
+        if name == "add_argument" and args:
+            return self.add_argument(base, args, keywords)
+        if name in ("parse_args", "parse_known_args"):
+            made = self.opaque("args", "args")
+            made.attrs["<parser>"] = base.attrs.get("<arguments>", {})
+            for option, value in base.attrs.get("<arguments>", {}).items():
+                made.attrs[option] = value
+            return made if name == "parse_args" else (made, [])
+        if name == "get" and args and isinstance(args[0], str):
+            return self.item(base, args[0], span)
+        if name == "clip_grad_norm_" or name == "clip_grad_value_":
+            self.event("clip", span)
+            return self.opaque(f"norm:{span.row}", "grad_norm")
+        return _NOT
+
+    def add_argument(self: Machine, parser: Opaque, args: list[Value], keywords: dict[str, Value]) -> None:
+        """argparse: a default is a hint, not a constant."""
+        flags = [one for one in args if isinstance(one, str)]
+        long = [flag for flag in flags if flag.startswith("--")] or flags
+        name = keywords.get("dest") or (long[0].lstrip("-").replace("-", "_") if long else "")
+        if not isinstance(name, str) or not name:
+            return
+        made = self.opaque(f"args.{name}", name)
+        default = keywords.get("default")
+        if isinstance(default, int) and not isinstance(default, bool):
+            self.world.hints.setdefault(made.key, default)
+        parser.attrs.setdefault("<arguments>", {})[name] = made
+
+    def is_module_like(self: Machine, base: Opaque) -> bool:
+        words = names.words(base.name)
+        return base.owner is not None or any(word in _MODEL_WORDS for word in words)
+
+    def backward_method(
+        self: Machine, base: Opaque, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        """`x.backward(...)` on something unknown: a loss, or a wrapper that is given one."""
+        given = args[0] if args else keywords.get("loss")
+        if (
+            given is not None
+            and type(given) in (Tensor, Opaque)
+            and (given.graph or names.is_loss_name(getattr(given, "name", "")))
+        ):
+            if _is_accelerator(base.name):
+                return self.accelerator_method(self.as_accelerator(base), "backward", args, keywords, span)
+            if names.is_optimizer_name(base.name):
+                self.backward(given, span, sure=False, via="optimizer")
+                return None
+            if "fabric" in base.name.lower():
+                self.backward(given, span, via="fabric")
+                return None
+            self.event("engine", span, name=base.name)
+            return None
+        if base.batch and not base.graph:
+            return None
+        self.backward(base, span)
+        return None
+
+    def step_method(
+        self: Machine, base: Opaque, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        """`x.step(...)` on something unknown: optimizer, scheduler, scaler, or something else."""
+        first = args[0] if args else keywords.get("optimizer")
+        if self._could_be_optimizer(first) and not names.is_scheduler_name(base.name):
+            target = first if type(first) is v.Optimizer else self.as_optimizer(first)
+            self.step(target, args[1:], {}, span)
+            return None
+        if "<scheduler>" in base.attrs or (names.is_scheduler_name(base.name) and "<optimizer>" not in base.attrs):
+            self.schedule(self.as_scheduler(base, span), args, span, absolute=name != "step" or bool(args))
+            return None
+        if name != "step":
+            if "<optimizer>" in base.attrs or names.is_optimizer_name(base.name):
+                self.event("engine", span, name=base.name)
+                return None
+            return _NOT
+        if "<optimizer>" in base.attrs or names.is_optimizer_name(base.name) or base.key in self.world.zeroed_names:
+            self.step(self.as_optimizer(base, span), args, keywords, span)
+            return None
+        if base.name in self.world.zeroed_names:
+            self.step(self.as_optimizer(base, span), args, keywords, span)
+            return None
+        if self.is_module_like(base) and not args:
+            self.event("engine", span, name=base.name)
+            return None
+        return _NOT
+
+    def schedule(self: Machine, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
+        if scheduler.gate is not None and not scheduler.gate.sync:
+            return
+        metric = bool(args) and type(args[0]) in (Tensor, Opaque)
+        self.event("schedule", span, scheduler=scheduler, absolute=absolute and not metric, metric=metric)
+
+    def chunks(self: Machine, value: Value, name: str, args: list[Value], span: Span) -> Value:
+        """chunk/split of a batch: a list of micro-batches."""
+        size = numeric(getattr(value, "size", None))
+        amount = self.as_number(args[0])
+        count_value = numeric(amount)
+        if count_value is None or isinstance(args[0], (list, tuple)):
+            count = len(args[0]) if isinstance(args[0], (list, tuple)) else self.assignment.k
+        elif name == "split":
+            count = math.ceil(size / count_value) if size and count_value else self.assignment.k
+        else:
+            count = int(count_value)
+        count = min(max(int(count), 1), 64)
+        part = None
+        if size is not None:
+            part = count_value if name == "split" else Fraction(size) / count
+        made: list[Value] = []
+        for i in range(count):
+            self.batches += 1
+            batch = self.batch_of(value) | {self.batches}
+            if type(value) is Tensor:
+                last = size - (count - 1) * math.ceil(part) if size is not None and part is not None else None
+                each = part if i + 1 < count or last is None else last
+                made.append(Tensor(value.owners, value.graph, batch=batch, size=each))
+            else:
+                one = self.opaque(
+                    f"{value.key}.{name}", value.name, owners=value.owners, graph=value.graph, batch=batch
+                )
+                made.append(one)
+        return made
+
+    # --- methods of known values -----------------------------------------------------------------------------------------
+
+    def method(
+        self: Machine,
+        owner: Value,
+        name: str,
+        args: list[Value],
+        keywords: dict[str, Value],
+        expr: p.Call,
+        frame: Frame,
+    ) -> Value:
+        kind = type(owner)
+        span = expr.span
+        if kind is Tensor:
+            return self.tensor_method(owner, name, args, keywords, span)
+        if kind is v.Optimizer:
+            return self.optimizer_method(owner, name, args, keywords, span)
+        if kind is v.Scheduler:
+            if name in ("step", "step_update"):
+                known = schedulers.scheduler_kind(owner.kind)
+                absolute = name == "step_update" or (bool(args) and known is not None and known.cadence != "metric")
+                self.schedule(owner, args, span, absolute)
+                return None
+            return self.opaque(f"{owner.name}.{name}()", "lr")
+        if kind is Module or kind is Instance:
+            return self.module_method(owner, name, args, keywords, expr, frame)
+        if kind is v.Scaler:
+            return self.scaler_method(owner, name, args, keywords, span)
+        if kind is v.Accelerator:
+            return self.accelerator_method(owner, name, args, keywords, span)
+        if kind is v.Fabric:
+            if name == "backward" and args:
+                self.backward(args[0], span, via="fabric")
+                return None
+            if name.startswith("setup") and args:
+                return args[0] if len(args) == 1 else tuple(args)
+            if name == "clip_gradients":
+                self.event("clip", span)
+            return self.opaque(f"fabric.{name}()", name)
+        if kind is v.Engine:
+            if name in ("backward", "step", "zero_grad"):
+                self.event("engine", span, name=owner.name)
+                return None
+            if name in ("parameters", "named_parameters"):
+                return ParamSet(frozenset((owner.owner,)), name.startswith("named"))
+            return owner if name in _SAME or name == "eval" else self.opaque(f"{owner.name}.{name}()", name)
+        if kind is Param:
+            return self.param_method(owner, name, args, keywords, span)
+        if kind is v.Grad:
+            return self.grad_method(owner, name, args, keywords, span)
+        if kind is v.LossFunction:
+            return owner if name in _SAME or name == "eval" else self.loss(owner.reduction, args, span, owner.why)
+        if kind is Loader:
+            if name == "__iter__":
+                return self.stream(owner, span)
+            if name == "__len__":
+                return owner.length
+            return self.opaque(f"{owner.key}.{name}()", name)
+        if kind is Stream:
+            if name == "__next__":
+                return self.pull(owner, [])
+            return owner
+        if isinstance(owner, list):
+            return self.list_method(owner, name, args, expr, frame)
+        if isinstance(owner, dict):
+            return self.dict_method(owner, name, args, keywords, span)
+        if isinstance(owner, tuple):
+            return len(owner) if name == "__len__" else self.opaque(f"tuple.{name}", name)
+        if isinstance(owner, str):
+            return "<text>" if name not in ("split", "splitlines") else ["<text>"]
+        if isinstance(owner, set):
+            if name == "add" and args and isinstance(args[0], (str, int)):
+                owner.add(args[0])
+            return None
+        if kind is v.Bound:
+            return self.opaque(f"{owner.name}.{name}()", name)
+        if numeric(owner) is not None:
+            return owner if name in ("item", "detach") else self.opaque(f"number.{name}", name)
+        return self.opaque(f"{self.key(owner)}.{name}()", name)
+
+    def optimizer_method(
+        self: Machine, owner: v.Optimizer, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "step":
+            self.step(owner, args, keywords, span)
+        elif name == "zero_grad":
+            if owner.gate is None or owner.gate.sync:
+                self.zero(NOBODY, span, "zero_grad", owner)
+        elif name == "backward" and args:
+            self.backward(args[0], span, sure=False, via="optimizer")
+        elif name == "add_param_group" and args:
+            owner.parts = (owner.parts or NOBODY) | self.owners_of(args[0])
+        elif name in ("train", "eval"):
+            return None
+        elif name == "clip_master_grads":
+            self.event("clip", span)
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def scaler_method(
+        self: Machine, owner: v.Scaler, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "scale" and args:
+            return args[0]
+        if name == "step" and args:
+            target = args[0]
+            if type(target) is Opaque:
+                target = self.as_optimizer(target)
+            if type(target) is v.Optimizer:
+                self.step(target, args[1:], {}, span)
+            return None
+        if name in ("update", "unscale_"):
+            self.event(name, span)
+            return None
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def accelerator_method(
+        self: Machine, owner: v.Accelerator, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "backward" and args:
+            steps = numeric(self.as_number(owner.steps)) if owner.steps is not None else 1
+            factor = Fraction(1, int(steps)) if steps and steps > 1 else 1
+            sure = owner.known or owner.entered
+            self.backward(args[0], span, factor, sure, via="accelerator")
+            return None
+        if name in ("prepare", "prepare_model", "prepare_optimizer", "prepare_data_loader", "prepare_scheduler"):
+            for one in args:
+                if type(one) is v.Optimizer or type(one) is v.Scheduler:
+                    one.gate = owner
+                elif type(one) is Loader:
+                    one.prepared = True
+                elif type(one) is Opaque and names.is_optimizer_name(one.name):
+                    self.as_optimizer(one).gate = owner
+                elif type(one) is Opaque and names.is_scheduler_name(one.name):
+                    self.as_scheduler(one).gate = owner
+            return args[0] if len(args) == 1 else tuple(args)
+        if name == "accumulate":
+            return ("accumulate", owner)
+        if name in ("clip_grad_norm_", "clip_grad_value_"):
+            self.event("clip", span)
+        if name in ("autocast", "no_sync", "join_uneven_inputs", "main_process_first", "local_main_process_first"):
+            return ("null",)
+        if name in ("unwrap_model", "gather", "reduce", "gather_for_metrics", "pad_across_processes") and args:
+            return args[0]
+        if name in ("skip_first_batches",) and args:
+            return args[0]
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def module_method(
+        self: Machine, owner: Any, name: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        span = expr.span
+        if name == "<super>":
+            return v.Bound(owner, "<super>")
+        if type(owner) is Instance and name.startswith("<"):
+            return None
+        if name in ("parameters", "named_parameters", "trainable_parameters"):
+            return ParamSet(frozenset((owner.owner,)), name == "named_parameters")
+        if name == "zero_grad":
+            self.zero(frozenset((owner.owner,)), span, "module zero_grad")
+            return None
+        if name in ("train", "eval"):
+            mode = name == "train" and (not args or bool(numeric(args[0]) if numeric(args[0]) is not None else True))
+            of = owner.attrs.get("<of>") if type(owner) is Module else None
+            if of is not None:
+                if not mode:
+                    of.training = False
+                return owner
+            owner.training = mode
+            return owner
+        if name in ("modules", "named_modules", "children", "named_children"):
+            view = Module("torch.nn.Module", owner.owner)
+            view.attrs["<of>"] = owner
+            return [("layer", view)] if name.startswith("named") else [view]
+        if name in ("manual_backward",) and args:
+            self.backward(args[0], span, via="manual_backward")
+            return None
+        if name in ("forward", "__call__"):
+            if type(owner) is Module:
+                return self.forward(owner, args, keywords, span)
+            return self.call_instance(owner, args, keywords, expr, frame)
+        if name in ("add_module", "register_module") and len(args) == 2:
+            self.store_attribute(owner, str(args[0]), args[1], span)
+            return None
+        if name == "apply" or name in _SAME:
+            return owner
+        if type(owner) is Instance and self.is_lightning(owner):
+            return self.lightning_method(owner, name, args, keywords, span)
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def lightning_method(
+        self: Machine, owner: Instance, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "optimizers":
+            kept = owner.attrs.get("<optimizers>")
+            if kept is None:
+                maker = self.member(owner.cls, "configure_optimizers")
+                result: Value = None
+                if type(maker) is Closure:
+                    bound = Closure(
+                        maker.function, maker.scope, owner, owner_class=maker.owner_class, defaults=maker.defaults
+                    )
+                    result = self.invoke(bound, [], {}, span)
+                found = [one for one in _flat(result) if type(one) is v.Optimizer]
+                owner.attrs["<schedulers>"] = [one for one in _flat(result) if type(one) is v.Scheduler]
+                if not found:
+                    made = self.opaque(f"{owner.key}.optimizer", "optimizer")
+                    found = [self.as_optimizer(made, span)]
+                    found[0].parts = frozenset((owner.owner,)) if owner.owner is not None else None
+                kept = owner.attrs["<optimizers>"] = found
+            return kept[0] if len(kept) == 1 else list(kept)
+        if name == "lr_schedulers":
+            kept = owner.attrs.get("<schedulers>") or []
+            if len(kept) == 1:
+                return kept[0]
+            return list(kept) if kept else self.opaque(f"{owner.key}.lr_scheduler", "lr_scheduler")
+        if name == "clip_gradients":
+            self.event("clip", span)
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def tensor_method(
+        self: Machine, owner: Tensor, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "backward":
+            given = args[0] if args else keywords.get("gradient")
+            factor: Any = 1
+            if given is not None:
+                factor = numeric(given) if numeric(given) is not None else 1
+                self.backward(owner, span, factor, numeric(given) is not None)
+            else:
+                self.backward(owner, span)
+            return None
+        if name in ("detach", "detach_", "numpy", "tolist", "item", "data"):
+            if name == "item":
+                return self.opaque("item()", "loss", batch=frozenset())
+            return Tensor(batch=owner.batch, size=owner.size)
+        if name in ("mean", "sum"):
+            return self.reduced(owner, name, args, keywords, span)
+        if name in _SAME:
+            return owner
+        if name in ("size", "__len__", "numel"):
+            if name != "numel" and owner.size is not None and (not args or args[0] == 0):
+                return owner.size
+            return self.opaque(f"tensor.{name}", "size", batch=owner.batch or frozenset((0,)))
+        if name in ("chunk", "split", "tensor_split") and args:
+            return self.chunks(owner, name, args, span)
+        if name in ("add_", "add") and args and type(args[0]) in (Tensor, Opaque):
+            return self.tensor_binary("+", owner, args[0], span, False)
+        if name in ("div", "div_") and args:
+            return self.tensor_binary("/", owner, args[0], span, False)
+        if name in ("mul", "mul_") and args:
+            return self.tensor_binary("*", owner, args[0], span, False)
+        if not owner.graph:
+            return Tensor(batch=owner.batch, size=owner.size)
+        extra = self.graph_owners(args)
+        return Tensor(
+            owner.owners | extra, True, size=owner.size, batch=owner.batch | self.batch_of(args),
+            reduction="none" if owner.reduction == "none" else "",
+        )  # fmt: skip
+
+    def reduced(
+        self: Machine, owner: Tensor, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        """`.mean()` and `.sum()`."""
+        if owner.reduction == "stack" and owner.terms:
+            count = numeric(owner.size) or 1
+            return self.scaled(owner, Fraction(1, int(count)) if name == "mean" else 1)
+        if owner.terms is not None:
+            return owner
+        if not owner.graph:
+            return Tensor(batch=owner.batch)
+        axis = args[0] if args else keywords.get("dim", keywords.get("axis"))
+        if axis is not None:
+            if owner.reduction == "":
+                return Tensor(owner.owners, True, batch=owner.batch, reduction="none")
+            return owner
+        return Tensor(owner.owners, True, {self.new_term(owner.owners, name, f".{name}()", span): 1}, batch=owner.batch)
+
+    def param_method(
+        self: Machine, owner: Param, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        owners = frozenset((owner.owner,))
+        if name in ("sub_", "add_", "addcdiv_", "copy_", "sub", "add"):
+            for value in args:
+                if type(value) in (v.Grad, v.Delta) and value.row and name in ("sub_", "add_", "copy_"):
+                    event = self.event("update", span, optimizer=None)
+                    self.ledger.manual_step(owner.owner, value.row, event)
+                    return owner
+            if name in ("sub", "add") and args and type(args[0]) is v.Grad:
+                return v.Delta(dict(args[0].row))
+            if self.grad_enabled and name in ("sub", "add"):
+                return Tensor(owners, True)
+            return owner
+        if name in (
+            "mm",
+            "matmul",
+            "dot",
+            "mul",
+            "pow",
+            "norm",
+            "sum",
+            "mean",
+            "clamp",
+            "relu",
+            "t",
+            "view",
+            "reshape",
+            "abs",
+        ):
+            if not self.grad_enabled:
+                return Tensor()
+            base = Tensor(owners | self.graph_owners(args), True, batch=self.batch_of(args))
+            return self.reduced(base, name, args, keywords, span) if name in ("sum", "mean") else base
+        if name == "backward":
+            return None
+        if name in ("zero_grad",):
+            self.zero(owners, span, "zero_grad")
+        if name == "register_hook" or name == "register_post_accumulate_grad_hook":
+            self.event("hook", span)
+        if name in ("size", "numel", "__len__", "dim"):
+            return owner.size if name == "size" and owner.size is not None else self.number("shape", "size")
+        return owner
+
+    def grad_method(
+        self: Machine, owner: v.Grad, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if not owner.shared:
+            if name in ("add_", "add") and args and type(args[0]) is v.Grad:
+                made = self.grad_binary("+", owner, args[0], span)
+                owner.row = made.row
+                return owner
+            if name in ("div_", "mul_") and args:
+                made = self.grad_binary("/" if name == "div_" else "*", owner, args[0], span)
+                if type(made) is v.Grad:
+                    owner.row = made.row
+                return owner
+            if name == "zero_":
+                owner.row = {}
+                return owner
+            if name in ("div", "mul") and args:
+                return self.grad_binary("/" if name == "div" else "*", owner, args[0], span)
+            return v.Grad(owner.owner, dict(owner.row))
+        owners = frozenset((owner.owner,))
+        if name in ("zero_", "fill_"):
+            self.zero(owners, span, "grad.zero_()")
+            return owner
+        if name in ("div_", "mul_") and args:
+            self.scale_gradient(owners, args[0], "/" if name == "div_" else "*", span)
+            return owner
+        if name == "copy_" and args and type(args[0]) is v.Grad:
+            self.event("edit", span, how="replace")
+            self.ledger.replace(owner.owner, args[0].row)
+            return owner
+        if name in ("add_",) and args and type(args[0]) is v.Grad:
+            row = self.grad_binary("+", v.Grad(owner.owner, dict(owner.row)), args[0], span)
+            self.ledger.replace(owner.owner, row.row)
+            return owner
+        if name in ("detach_",):
+            return owner
+        if name not in _KEEPS_GRAD:
+            return self.opaque(f"grad.{name}()", "<norm>")
+        return v.Grad(owner.owner, dict(owner.row))
+
+    def list_method(
+        self: Machine, owner: list[Value], name: str, args: list[Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        span = expr.span
+        if name == "append" and args:
+            if len(owner) < 400:
+                owner.append(args[0])
+            for one in args[0] if isinstance(args[0], tuple) else (args[0],):
+                if type(one) in (Tensor, Opaque) and one.graph:
+                    target = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
+                    self.watch_kept(span, one, owner, target)
+            return None
+        if name == "extend" and args:
+            owner.extend(self.listed(args[0]))
+            return None
+        if name == "clear":
+            owner.clear()
+            return None
+        if name == "pop":
+            return owner.pop() if owner else self.opaque("pop", "<item>")
+        if name == "popleft":
+            return owner.pop(0) if owner else self.opaque("pop", "<item>")
+        if name == "insert" and len(args) == 2:
+            owner.insert(0, args[1])
+            return None
+        if name == "copy":
+            return list(owner)
+        if name == "__len__":
+            return len(owner)
+        return self.opaque(f"list.{name}", name)
+
+    def dict_method(
+        self: Machine, owner: dict[Any, Value], name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "get" and args:
+            if isinstance(args[0], (str, int)) and args[0] in owner:
+                return owner[args[0]]
+            if not owner:
+                return args[1] if len(args) > 1 else None
+            if isinstance(args[0], str):
+                return args[1] if len(args) > 1 else None
+            return self.opaque(f"dict.get:{span.row}", "<item>")
+        if name == "setdefault" and args and isinstance(args[0], (str, int)):
+            return owner.setdefault(args[0], args[1] if len(args) > 1 else None)
+        if name == "items":
+            return [(key, value) for key, value in owner.items()]
+        if name == "values":
+            return list(owner.values())
+        if name == "keys":
+            return list(owner)
+        if name == "pop" and args and isinstance(args[0], (str, int)):
+            return owner.pop(args[0], args[1] if len(args) > 1 else self.opaque("pop", "<item>"))
+        if name == "update":
+            if args and isinstance(args[0], dict):
+                owner.update(args[0])
+            owner.update(keywords)
+            return None
+        if name == "clear":
+            owner.clear()
+            return None
+        if name == "copy":
+            return dict(owner)
+        return self.opaque(f"dict.{name}", name)
+
+    def pull(self: Machine, stream: Stream, rest: list[Value]) -> Value:
+        try:
+            return next(stream.pull)
+        except StopIteration:
+            if rest:
+                return rest[0]
+            raise PyRaise("StopIteration") from None
+
+    # --- imported names ------------------------------------------------------------------------------------------------
+
+    def imported(
+        self: Machine, path: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        span = expr.span
+        if path.startswith("builtins."):
+            handler = _BUILTIN.get(path[9:])
+            if handler is not None:
+                return handler(self, args, keywords, span)
+            return self.opaque(f"{path[9:]}:{span.row}:{span.column}", path[9:], batch=self.batch_of(args))
+        last = path.rpartition(".")[2]
+        top = path.partition(".")[0]
+        handler = _FUNCTIONS.get(path) or (_TORCHLIKE.get(last) if top in _TORCH_TOPS else None)
+        if handler is not None:
+            return handler(self, args, keywords, span)
+        kind = optimizers.optimizer_kind(path)
+        if kind is not None:
+            return self.make_optimizer(path, kind, args, keywords, span)
+        scheduler = schedulers.scheduler_kind(path)
+        if scheduler is not None:
+            return self.make_scheduler(path, scheduler, args, keywords, span)
+        default = losses.reduction_of(path)
+        if default is not None:
+            return self.known_loss(path, default, args, keywords, span)
+        if last in _PROGRESS or path.startswith("tqdm"):
+            return args[0] if args else (keywords.get("iterable") or self.opaque("tqdm", "progress"))
+        if last in _PASS_THROUGH and (args or "model" in keywords or "module" in keywords):
+            return args[0] if args else keywords.get("model", keywords.get("module"))
+        if top == "torch" or path.startswith(("torchvision.models", "timm.", "segmentation_models_pytorch")):
+            return self.torch_call(path, last, args, keywords, span)
+        return self.foreign_call(path, last, args, keywords, expr, frame)
+
+    def known_loss(
+        self: Machine, path: str, default: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        literal = {
+            name: keywords[name]
+            for name in ("reduction", "size_average", "reduce")
+            if name in keywords and isinstance(keywords[name], (str, bool))
+        }
+        unknown = any(name in keywords and name not in literal for name in ("reduction", "size_average", "reduce"))
+        reduction = losses.reduction_from_arguments(default, literal) or "unknown"
+        if unknown:
+            reduction = "unknown"
+        last = path.rpartition(".")[2]
+        if last[:1].isupper():
+            return v.LossFunction(last, reduction, last)
+        return self.loss(reduction, [*args, *keywords.values()], span, last)
+
+    def make_optimizer(
+        self: Machine, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        given = args[0] if args else keywords.get("params", keywords.get("model"))
+        parts = self.owners_of(given) if given is not None else NOBODY
+        made = v.Optimizer(len(self.run.optimizers), "<optimizer>", path, parts or None, span, True)
+        literal = {
+            name: (value if isinstance(value, (int, float, bool, str)) else None) for name, value in keywords.items()
+        }
+        made.invariant = bool(kind.is_invariant(literal))
+        made.replays = bool(kind.closure)
+        made.lr = keywords.get("lr", args[1] if len(args) > 1 else None)
+        decay = keywords.get("weight_decay", 0)
+        made.plain_sgd = path.endswith(".SGD") and decay == 0
+        self.run.optimizers.append(made)
+        self.ledger.add(made)
+        return made
+
+    def make_scheduler(
+        self: Machine, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        made = v.Scheduler(len(self.run.schedulers), "<scheduler>", path, kind.cadence, span)
+        values: dict[str, Value] = {}
+        for count in kind.counts:
+            if count.name in keywords:
+                values[count.name] = keywords[count.name]
+            elif count.position is not None and count.position < len(args):
+                values[count.name] = args[count.position]
+        made.attrs["<counts>"] = values
+        given = args[kind.optimizer_position] if len(args) > kind.optimizer_position else keywords.get("optimizer")
+        if type(given) is Opaque and not given.graph:
+            given = self.as_optimizer(given)
+        made.optimizer = given if type(given) is v.Optimizer else None
+        made.attrs["<args>"] = (list(args), dict(keywords))
+        self.run.schedulers.append(made)
+        return made
+
+    def torch_call(
+        self: Machine, path: str, last: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        """A torch function or class with no special meaning: a module, a context, or an operation on tensors."""
+        values = [*args, *keywords.values()]
+        if path.startswith(("torch.nn.functional.",)) or (
+            path.startswith("torch.") and last[:1].islower() and "models" not in path
+        ):
+            owners = self.graph_owners(values)
+            batch = self.batch_of(values)
+            for one in values:
+                if type(one) is Closure and self.scanner.has_backward(one.function.body):
+                    self.engine_driven.append((one, None))
+            if self.grad_enabled and owners:
+                none = any(type(one) is Tensor and one.reduction == "none" for one in values)
+                return Tensor(owners, True, size=self.size_of(args), batch=batch, reduction="none" if none else "")
+            return Tensor(batch=batch, size=self.size_of(args)) if batch or args else self.opaque(f"{path}()", last)
+        literal = {
+            name: value for name, value in keywords.items() if isinstance(value, (str, int, float, bool, type(None)))
+        }
+        for name, value in keywords.items():
+            if name not in literal and value is not None:
+                literal[name] = text_of(value)
+        if args and isinstance(args[0], str):
+            literal.setdefault("name", args[0])
+            literal.setdefault("model_name", args[0])
+            literal.setdefault("encoder_name", args[0])
+        norm = norms.has_batchnorm(path, literal)
+        where = span if norm else None
+        items = _modules(values)
+        for item in items:
+            if where is None and getattr(item, "batchnorm", None) is not None:
+                where = item.batchnorm
+        owner = Owner(last)
+        for item in items:
+            if getattr(item, "owner", None) is not None:
+                item.owner.parents.append(owner)
+        return Module(path, owner, where, tuple(items))
+
+    def foreign_call(
+        self: Machine, path: str, last: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        """A call into a package that acclint does not know."""
+        span = expr.span
+        values = [*args, *keywords.values()]
+        if names.is_scaler_name(last) and last[:1].isupper():
+            return v.Scaler(last, combined=True)
+        if last[:1].isupper() and not self.graph_owners(values) and not self.batch_of(values):
+            key = f"{path}@{span.row}"
+            made = self.opaque(key, "<" + last)
+            if names.is_loss_name(last):
+                made.hint = "criterion"
+            return made
+        self.note_opaque(path, values, span)
+        for one in values:
+            if type(one) is Closure and self.scanner.has_backward(one.function.body):
+                self.engine_driven.append((one, None))
+        owners = self.graph_owners(values)
+        batch = self.batch_of(values)
+        loaders = [
+            one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
+        ]
+        graph = self.grad_enabled and bool(owners) and (bool(batch) or any(self._graphed(one) for one in values))
+        made = self.opaque(
+            f"{path}({','.join(self.key(one) for one in args[:3])})", last, owners=owners, graph=graph, batch=batch
+        )
+        if names.is_loss_name(last):
+            made.hint = "criterion"
+        if loaders and not graph:
+            made.hint, made.name = "loader", "loader"
+        elif not graph and not batch:
+            made.name = "<" + last
+        return made
+
+
+def text_of(value: Value) -> str:
+    if isinstance(value, Imported):
+        return value.path
+    return getattr(value, "name", "?")
+
+
+def _modules(values: list[Value]) -> list[Any]:
+    found: list[Any] = []
+    for one in values:
+        if type(one) in (Module, Instance):
+            found.append(one)
+        elif isinstance(one, (list, tuple)):
+            found += _modules(list(one))
+        elif isinstance(one, dict):
+            found += _modules(list(one.values()))
+    return found
+
+
+def _flat(value: Value) -> list[Value]:
+    if isinstance(value, (list, tuple)):
+        return [inner for one in value for inner in _flat(one)]
+    if isinstance(value, dict):
+        return [inner for one in value.values() for inner in _flat(one)]
+    return [value]
+
+
+def _is_accelerator(name: str) -> bool:
+    return "accelerator" in names.words(name)
+
+
+_KEEPS_GRAD = frozenset("clone detach to cpu cuda float double half view flatten reshape data".split())
+
+
+class _NotHandled:
+    pass
+
+
+_NOT = _NotHandled()
+_MODEL_WORDS = frozenset(
+    "model net network module backbone generator discriminator encoder decoder critic actor policy".split()
+)
+_INDEXED_DATA = frozenset("x y X Y data inputs targets images labels batch tokens dataset samples features".split())
+_LIGHTNING = frozenset(
+    "optimizers lr_schedulers manual_backward log log_dict clip_gradients toggle_optimizer untoggle_optimizer print".split()
+)
+_TORCH_TOPS = frozenset(
+    "torch torchvision accelerate lightning pytorch_lightning lightning_fabric deepspeed apex itertools math contextlib copy functools collections transformers".split()
+)
+
+from acclint.simulate.functions import BUILTINS as _BUILTIN  # noqa: E402
+from acclint.simulate.functions import FUNCTIONS as _FUNCTIONS  # noqa: E402
+from acclint.simulate.functions import TORCHLIKE as _TORCHLIKE  # noqa: E402

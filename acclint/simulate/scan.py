@@ -1,0 +1,314 @@
+"""What a piece of the program mentions, found once and kept: which calls, jumps and loops are inside.
+
+A loop's level (how many iterations are worth running) and the default branch of an unknown condition depend on whether
+events can happen inside, through the functions and methods of the file that are called. Receivers count: `model.train()`
+is no call of the file's own `train()`.
+"""
+
+from __future__ import annotations
+
+from acclint import program as p
+from acclint.knowledge import names
+
+BACKWARD = frozenset({"backward", "manual_backward", "scale_loss", "accumulate_gradients"})
+UPDATE = frozenset({"step", "zero_grad"})
+EVENTS = BACKWARD | UPDATE | {"step_update", "unscale_", "clip_grad_norm_", "clip_grad_value_", "_foreach_div_"}
+# Methods that every torch or Python object has: a call of one on another receiver is no call into the file.
+_COMMON = frozenset(
+    "train eval forward step update zero_grad backward to cuda cpu append add get items keys values parameters reset "
+    "load save log run fit evaluate test validate compute close write format join split copy pop extend main".split()
+)
+
+
+class Scan:
+    """Names in a piece of code: plain calls, calls on self, other attributes; and its jumps and loops."""
+
+    __slots__ = ("attrs", "calls", "grad", "jumps", "loops", "mod_step", "own", "raises", "returns")
+
+    def __init__(self) -> None:
+        self.calls: set[str] = set()
+        self.own: set[str] = set()
+        self.attrs: set[str] = set()
+        self.loops: list[p.For | p.While] = []
+        self.jumps = False
+        self.returns = False
+        self.raises = False
+        self.mod_step = False
+        self.grad = False
+
+
+class Scanner:
+    """Scans pieces of one program, with a memory."""
+
+    def __init__(self, program: p.Program) -> None:
+        self.functions: dict[str, list[p.Function]] = {}
+        self.methods: dict[str, list[p.Function]] = {}
+        self._scans: dict[int, tuple[object, Scan]] = {}
+        self._reach: dict[int, tuple[object, frozenset[str]]] = {}
+        self._collect(program.body, None)
+
+    def _collect(self, body: tuple[p.Stmt, ...], cls: p.Class | None) -> None:
+        for stmt in body:
+            kind = type(stmt)
+            if kind is p.Define:
+                assert isinstance(stmt, p.Define)
+                where = self.methods if cls is not None else self.functions
+                where.setdefault(stmt.function.name, []).append(stmt.function)
+                self._collect(stmt.function.body, None)
+            elif kind is p.Class:
+                assert isinstance(stmt, p.Class)
+                self._collect(stmt.body, stmt)
+            else:
+                for part in _bodies(stmt):
+                    self._collect(part, cls)
+
+    def scan(self, body: tuple[p.Stmt, ...]) -> Scan:
+        """What `body` itself mentions (nested functions included, called ones not)."""
+        kept = self._scans.get(id(body))
+        if kept is not None:
+            return kept[1]
+        found = Scan()
+        for stmt in body:
+            self._statement(stmt, found)
+        self._scans[id(body)] = (body, found)
+        return found
+
+    def _statement(self, stmt: p.Stmt, found: Scan) -> None:
+        kind = type(stmt)
+        if kind is p.If:
+            assert isinstance(stmt, p.If)
+            inside = self.scan(stmt.body)
+            if "step" in inside.attrs and _has_remainder(stmt.test):
+                found.mod_step = True
+        elif kind in (p.For, p.While):
+            found.loops.append(stmt)  # type: ignore[arg-type]
+        elif kind in (p.Break, p.Continue):
+            found.jumps = True
+        elif kind is p.Return:
+            found.returns = True
+        elif kind is p.Raise:
+            found.raises = True
+        for expr in _expressions(stmt):
+            self._expression(expr, found)
+        if kind is p.Define:
+            assert isinstance(stmt, p.Define)
+            self._merge(found, self.scan(stmt.function.body), jumps=False)
+        for part in _bodies(stmt):
+            self._merge(found, self.scan(part), jumps=True)
+
+    @staticmethod
+    def _merge(found: Scan, inside: Scan, *, jumps: bool) -> None:
+        found.calls |= inside.calls
+        found.own |= inside.own
+        found.attrs |= inside.attrs
+        found.mod_step |= inside.mod_step
+        found.grad |= inside.grad
+        if jumps:
+            found.loops += inside.loops
+            found.jumps |= inside.jumps
+            found.returns |= inside.returns
+            found.raises |= inside.raises
+
+    def _expression(self, expr: p.Expr, found: Scan) -> None:
+        todo = [expr]
+        while todo:
+            one = todo.pop()
+            kind = type(one)
+            if kind is p.Call:
+                assert isinstance(one, p.Call)
+                func = one.func
+                if isinstance(func, p.Name):
+                    found.calls.add(func.id)
+                elif isinstance(func, p.Attr) and isinstance(func.value, p.Name) and func.value.id in ("self", "cls"):
+                    found.own.add(func.name)
+                for arg in one.args:
+                    if isinstance(arg, p.Name):
+                        found.calls.add(arg.id)
+                for _, arg in one.keywords:
+                    if isinstance(arg, p.Name):
+                        found.calls.add(arg.id)
+            elif kind is p.Attr:
+                assert isinstance(one, p.Attr)
+                found.attrs.add(one.name)
+                if one.name == "grad":
+                    found.grad = True
+            elif kind is p.Extern:
+                assert isinstance(one, p.Extern)
+                found.attrs.add(one.path.rpartition(".")[2])
+            elif kind is p.Lambda:
+                assert isinstance(one, p.Lambda)
+                self._merge(found, self.scan(one.function.body), jumps=False)
+            todo += children(one)
+
+    def reach(self, body: tuple[p.Stmt, ...]) -> frozenset[str]:
+        """Attribute names and scaler-like calls in `body` and in the functions of the file that it calls."""
+        kept = self._reach.get(id(body))
+        if kept is not None:
+            return kept[1]
+        words: set[str] = set()
+        todo, seen = [body], set()
+        while todo:
+            part = todo.pop()
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            found = self.scan(part)
+            words |= found.attrs
+            for name in found.calls:
+                if names.is_scaler_name(name):
+                    words.add("backward")
+                    words.add("step")
+                for function in self.functions.get(name, ()):
+                    todo.append(function.body)
+                for function in self.methods.get("__init__", ()) if name in self.methods else ():
+                    todo.append(function.body)
+            for name in found.own:
+                if names.is_scaler_name(name) and name not in self.methods:
+                    words.add("backward")
+                    words.add("step")
+                for function in self.methods.get(name, ()):
+                    todo.append(function.body)
+            for name in found.attrs - found.own - _COMMON:
+                for function in self.methods.get(name, ()):
+                    todo.append(function.body)
+        result = frozenset(words)
+        self._reach[id(body)] = (body, result)
+        return result
+
+    def has_backward(self, body: tuple[p.Stmt, ...]) -> bool:
+        return not BACKWARD.isdisjoint(self.reach(body))
+
+    def has_events(self, body: tuple[p.Stmt, ...]) -> bool:
+        return not EVENTS.isdisjoint(self.reach(body)) or self.scan(body).grad
+
+    def has_nested_backward(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether a loop inside, here or in a function called from here, reaches a backward call."""
+        todo, seen = [body], set()
+        while todo:
+            part = todo.pop()
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            found = self.scan(part)
+            if any(self.has_backward(loop.body) for loop in found.loops):
+                return True
+            for name in found.calls:
+                todo += [function.body for function in self.functions.get(name, ())]
+            for name in found.own | (found.attrs - _COMMON):
+                todo += [function.body for function in self.methods.get(name, ())]
+        return False
+
+
+def _has_remainder(expr: p.Expr) -> bool:
+    todo = [expr]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, p.Binary) and one.op == "%":
+            return True
+        todo += children(one)
+    return False
+
+
+def _bodies(stmt: p.Stmt) -> list[tuple[p.Stmt, ...]]:
+    if isinstance(stmt, (p.If, p.For, p.While)):
+        return [stmt.body, stmt.orelse]
+    if isinstance(stmt, p.With):
+        return [stmt.body]
+    if isinstance(stmt, p.Try):
+        return [stmt.body, stmt.orelse, stmt.final, *(handler[2] for handler in stmt.handlers)]
+    if isinstance(stmt, p.Match):
+        return [case[2] for case in stmt.cases]
+    return []
+
+
+def _expressions(stmt: p.Stmt) -> list[p.Expr]:
+    if isinstance(stmt, p.Assign):
+        return [*stmt.targets, stmt.value]
+    if isinstance(stmt, p.Augment):
+        return [stmt.target, stmt.value]
+    if isinstance(stmt, p.Do):
+        return [stmt.value]
+    if isinstance(stmt, (p.If, p.While)):
+        return [stmt.test]
+    if isinstance(stmt, p.For):
+        return [stmt.target, stmt.iterable]
+    if isinstance(stmt, p.With):
+        return [part for item in stmt.items for part in item if part is not None]
+    if isinstance(stmt, p.Return):
+        return [stmt.value] if stmt.value is not None else []
+    if isinstance(stmt, p.Match):
+        return [stmt.subject]
+    if isinstance(stmt, p.Delete):
+        return list(stmt.targets)
+    return []
+
+
+def children(expr: p.Expr) -> list[p.Expr]:
+    """The expressions directly inside `expr`."""
+    kind = type(expr)
+    if kind in (p.Name, p.Const, p.Extern, p.Unknown, p.Lambda):
+        return []
+    if isinstance(expr, (p.Attr, p.Star, p.Await)):
+        return [expr.value]
+    if isinstance(expr, p.Call):
+        return [expr.func, *expr.args, *(value for _, value in expr.keywords)]
+    if isinstance(expr, p.Binary):
+        return [expr.left, expr.right]
+    if isinstance(expr, p.Index):
+        return [expr.value, expr.index]
+    if isinstance(expr, p.Unary):
+        return [expr.operand]
+    if isinstance(expr, p.Compare):
+        return [expr.left, *expr.rights]
+    if isinstance(expr, p.Bool):
+        return list(expr.values)
+    if isinstance(expr, p.IfElse):
+        return [expr.test, expr.body, expr.orelse]
+    if isinstance(expr, p.Sequence):
+        return list(expr.items)
+    if isinstance(expr, p.Mapping):
+        return [part for item in expr.items for part in item if part is not None]
+    if isinstance(expr, p.Comprehension):
+        found = [expr.element]
+        for clause in expr.clauses:
+            found += [clause.target, clause.iterable, *clause.tests]
+        return found
+    if isinstance(expr, p.Text):
+        return list(expr.parts)
+    if isinstance(expr, p.Slice):
+        return [part for part in (expr.lower, expr.upper, expr.step) if part is not None]
+    if isinstance(expr, p.Walrus):
+        return [expr.target, expr.value]
+    if isinstance(expr, p.Yield):
+        return [expr.value] if expr.value is not None else []
+    return []
+
+
+def text(expr: p.Expr) -> str:
+    """A short rendering of an expression, the same for the same text: for names and keys."""
+    if isinstance(expr, p.Name):
+        return expr.id
+    if isinstance(expr, p.Extern):
+        return expr.path
+    if isinstance(expr, p.Attr):
+        return f"{text(expr.value)}.{expr.name}"
+    if isinstance(expr, p.Const):
+        return repr(expr.value)
+    if isinstance(expr, p.Call):
+        inside = [text(arg) for arg in expr.args] + [f"{name}={text(value)}" for name, value in expr.keywords]
+        return f"{text(expr.func)}({', '.join(inside)})"
+    if isinstance(expr, p.Index):
+        return f"{text(expr.value)}[{text(expr.index)}]"
+    if isinstance(expr, p.Binary):
+        return f"{text(expr.left)} {expr.op} {text(expr.right)}"
+    if isinstance(expr, p.Unary):
+        return f"{expr.op} {text(expr.operand)}" if expr.op == "not" else f"{expr.op}{text(expr.operand)}"
+    if isinstance(expr, p.Compare):
+        return text(expr.left) + "".join(f" {op} {text(right)}" for op, right in zip(expr.ops, expr.rights))
+    if isinstance(expr, p.Bool):
+        return f" {expr.op} ".join(text(value) for value in expr.values)
+    if isinstance(expr, p.Star):
+        return f"*{text(expr.value)}"
+    if isinstance(expr, p.Sequence):
+        return "(" + ", ".join(text(item) for item in expr.items) + ")"
+    return f"<{type(expr).__name__}>"

@@ -1,0 +1,172 @@
+"""What one abstract run did: the ordered events, and the contribution matrix that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from acclint.program import Span
+from acclint.simulate.values import NOBODY, Number, Optimizer, Owner, Owners, Scheduler, Term
+
+
+@dataclass(eq=False, slots=True)
+class Loop:
+    """One entry into a loop: `turn` counts its iterations while it runs.
+
+    `kind` says what is iterated: "loader" (micro-batches of a loader), "chunks" (parts of a batch), "count"
+    (a range), "while", "call" (an entry function called again and again), "list" or "other".
+    """
+
+    span: Span
+    entry: int
+    kind: str
+    level: str
+    count: Any = None
+    total: int | None = None
+    turn: int = 0
+    turns: int = 0
+    cut: bool = False
+    ended: bool = False
+    fetched: bool = False
+    named: bool = False
+    known_length: bool = False
+    target: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Guard:
+    """A condition under which an event happened: the test, its outcome, and what its window arithmetic was."""
+
+    span: Span
+    outcome: bool
+    modulus: Number | None = None
+    roots: frozenset[str] = frozenset()
+    counter: Any = None
+    unknown: bool = False
+    key: str = ""
+
+
+@dataclass(eq=False, slots=True)
+class Event:
+    """`path` is the call stack (spans of calls), `loops` the (loop, turn) pairs around it, `guards` the tests."""
+
+    kind: str
+    number: int
+    span: Span
+    path: tuple[Span, ...]
+    loops: tuple[tuple[Loop, int], ...]
+    guards: tuple[Guard, ...]
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Backward:
+    """One backward call: the loss terms and the weight each was sent with."""
+
+    number: int
+    event: Event
+    terms: tuple[tuple[Term, Number], ...]
+    owners: Owners
+    known_scale: bool
+    divisors: tuple[tuple[Number, bool, Span], ...] = ()
+    replay: bool = False
+
+    @property
+    def site(self) -> tuple[Span, ...]:
+        return (*self.event.path, self.event.span)
+
+    @property
+    def span(self) -> Span:
+        return self.event.span
+
+
+@dataclass(eq=False, slots=True)
+class Window:
+    """What lies between two updates of the same parameters.
+
+    `row` maps backward number to the coefficient with which it enters the update, `seen` lists the backward calls
+    since the last update, `lost` those zeroed away unused (with the zeroing event). `update` is None for what is left
+    at the end of the run.
+    """
+
+    update: Event | None
+    row: dict[int, Number]
+    seen: list[int]
+    lost: dict[int, Event]
+    zeros: list[Event]
+    edits: list[Event] = field(default_factory=list)
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """The updates of one parameter owner by one optimizer. `optimizer` is None for updates written by hand."""
+
+    optimizer: Optimizer | None
+    owner: Owner
+    windows: list[Window] = field(default_factory=list)
+    sure: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.optimizer.name if self.optimizer is not None else self.owner.name
+
+
+@dataclass(eq=False, slots=True)
+class Condition:
+    """A condition the text does not decide. `matters` says whether a branch holds events."""
+
+    key: str
+    text_span: Span
+    value: bool
+    matters: bool
+
+
+@dataclass(eq=False)
+class Run:
+    """One abstract run under one assignment of numbers and one choice of unknown conditions."""
+
+    events: list[Event] = field(default_factory=list)
+    backwards: list[Backward] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
+    schedulers: list[Scheduler] = field(default_factory=list)
+    optimizers: list[Optimizer] = field(default_factory=list)
+    conditions: dict[str, Condition] = field(default_factory=dict)
+    loops: dict[Span, Loop] = field(default_factory=dict)
+    terms: list[Term] = field(default_factory=list)
+    numbers: dict[str, Number] = field(default_factory=dict)
+    window_values: set[Number] = field(default_factory=set)
+    k_names: dict[str, Number] = field(default_factory=dict)
+    notes: list[tuple[str, Span]] = field(default_factory=list)
+    hints: dict[str, Number] = field(default_factory=dict)
+    stopped: str = ""
+    flipped: str = ""
+
+    def of(self, *kinds: str) -> list[Event]:
+        return [event for event in self.events if event.kind in kinds]
+
+    def backward(self, number: int) -> Backward:
+        return self.backwards[number]
+
+
+def scale_text(value: Number) -> str:
+    """A factor for people: 4, 0.25, 1/3."""
+    if isinstance(value, Fraction):
+        if value.denominator == 1:
+            return str(value.numerator)
+        return f"{value.numerator}/{value.denominator}" if value.denominator <= 64 else f"{float(value):.3g}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+__all__ = [
+    "NOBODY",
+    "Backward",
+    "Condition",
+    "Event",
+    "Guard",
+    "Lane",
+    "Loop",
+    "Run",
+    "Window",
+    "scale_text",
+]

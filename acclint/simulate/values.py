@@ -1,0 +1,486 @@
+"""The values of an abstract run.
+
+Numbers that the text fixes are plain Python numbers; a number that depends on something unknown is a `Num`, which has a
+concrete value all the same and remembers the unknowns it came from. Whatever else is unknown is an `Opaque`. Loss
+values are sums of loss terms with exact weights; modules are parameter owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from acclint.program import NOWHERE, Class, Function, Span
+
+if TYPE_CHECKING:
+    from acclint.simulate.machine import Frame
+
+Number = int | float | Fraction
+Value = Any
+NO_ROOTS: frozenset[str] = frozenset()
+Remainder = tuple[Number, frozenset[str], Value]
+
+
+class Num:
+    """A number (or truth value) that depends on something unknown, or on a remainder.
+
+    `v` is what it counts as in this run, `roots` are the unknowns it depends on, `born` is the expression that made it,
+    `modulus` the (divisor, its roots, the number that was divided) of the remainder it was made from.
+    """
+
+    __slots__ = ("born", "modulus", "roots", "v")
+
+    def __init__(
+        self,
+        v: Number,
+        roots: frozenset[str] = NO_ROOTS,
+        born: Span = NOWHERE,
+        modulus: Remainder | None = None,
+    ) -> None:
+        self.v = v
+        self.roots = roots
+        self.born = born
+        self.modulus = modulus
+
+    def __repr__(self) -> str:
+        return f"Num({self.v}, {set(self.roots)})"
+
+
+class Owner:
+    """A set of parameters: a module, a parameter tensor, or whatever unknown object holds them."""
+
+    __slots__ = ("name", "parents")
+
+    def __init__(self, name: str, parent: Owner | None = None) -> None:
+        self.name = name
+        self.parents: list[Owner] = [parent] if parent is not None else []
+
+    def within(self, other: Owner) -> bool:
+        """Whether these parameters are the other's or a part of them."""
+        todo, seen = [self], set()
+        while todo:
+            one = todo.pop()
+            if one is other:
+                return True
+            if id(one) not in seen:
+                seen.add(id(one))
+                todo += one.parents
+        return False
+
+    def overlaps(self, other: Owner) -> bool:
+        return self.within(other) or other.within(self)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+Owners = frozenset[Owner]
+NOBODY: Owners = frozenset()
+
+
+class Term:
+    """One loss term: the value one loss expression had at one time.
+
+    `reduction` is "mean", "sum", "none" or "unknown"; `why` says what the reduction was inferred from.
+    `scaled` is False where an unknown factor may be part of the term.
+    """
+
+    __slots__ = ("fetch", "loops", "number", "owners", "reduction", "sent", "site", "span", "why")
+
+    def __init__(
+        self, number: int, span: Span, site: tuple[Span, ...], owners: Owners, reduction: str, why: str, loops: Any
+    ) -> None:
+        self.number = number
+        self.span = span
+        self.site = site
+        self.owners = owners
+        self.reduction = reduction
+        self.why = why
+        self.loops = loops
+        self.sent = 0  # how many backward calls it took part in
+        self.fetch = 0  # how many micro-batches had been fetched when it was made
+
+
+class Tensor:
+    """A tensor: the loss terms it is a weighted sum of, if it is a loss, and the parameters its graph reaches.
+
+    `terms` maps Term to weight; None for a tensor that is no loss yet. `size` is the length of the first axis if known.
+    `reduction` is what a loss expression has done so far ("none": per-sample values). `name` helps messages.
+    `divisors` are the numbers it was divided by: (value, whether it is the accumulation steps by name or role, place).
+    `sure` is False where an unknown factor may be part of it.
+    """
+
+    __slots__ = ("batch", "divisors", "graph", "name", "owners", "reduction", "size", "sure", "terms")
+
+    def __init__(
+        self,
+        owners: Owners = NOBODY,
+        graph: bool = False,
+        terms: dict[Term, Number] | None = None,
+        size: Value = None,
+        reduction: str = "",
+        name: str = "",
+        batch: frozenset[int] = frozenset(),
+        sure: bool = True,
+        divisors: tuple[tuple[Number, bool, Span], ...] = (),
+    ) -> None:
+        self.divisors = divisors
+        self.owners = owners
+        self.graph = graph
+        self.terms = terms
+        self.size = size
+        self.reduction = reduction
+        self.name = name
+        self.batch = batch
+        self.sure = sure
+
+
+class Grad:
+    """What `p.grad` held when it was read, or a value made from it: {backward number: coefficient}."""
+
+    __slots__ = ("owner", "row", "shared")
+
+    def __init__(self, owner: Owner, row: dict[int, Number], shared: bool = False) -> None:
+        self.owner = owner
+        self.row = row
+        self.shared = shared
+
+
+class Delta:
+    """A multiple of gradients that an in-place operation may subtract from a parameter."""
+
+    __slots__ = ("row",)
+
+    def __init__(self, row: dict[int, Number]) -> None:
+        self.row = row
+
+
+class Param:
+    """One parameter tensor standing for all of its owner's."""
+
+    __slots__ = ("leaf", "owner", "size")
+
+    def __init__(self, owner: Owner, leaf: bool = False, size: Value = None) -> None:
+        self.owner = owner
+        self.leaf = leaf
+        self.size = size
+
+
+class ParamSet:
+    """`model.parameters()` and the like. `named` yields (name, parameter) pairs."""
+
+    __slots__ = ("named", "owners")
+
+    def __init__(self, owners: Owners, named: bool = False) -> None:
+        self.owners = owners
+        self.named = named
+
+
+class Module:
+    """A torch module built from a library class. `batchnorm` is the span that made a BatchNorm layer inside it."""
+
+    __slots__ = ("attrs", "batchnorm", "items", "name", "owner", "path", "training")
+
+    def __init__(self, path: str, owner: Owner, batchnorm: Span | None = None, items: tuple[Value, ...] = ()) -> None:
+        self.path = path
+        self.owner = owner
+        self.batchnorm = batchnorm
+        self.items = items
+        self.attrs: dict[str, Value] = {}
+        self.training = True
+        self.name = path.rpartition(".")[2]
+
+
+class LossFunction:
+    """A loss object or function with a known reduction."""
+
+    __slots__ = ("name", "owner", "reduction", "why")
+
+    def __init__(self, name: str, reduction: str, why: str, owner: Owner | None = None) -> None:
+        self.name = name
+        self.reduction = reduction
+        self.why = why
+        self.owner = owner
+
+
+class Optimizer:
+    """An optimizer. `parts` are the parameters it owns, None if that is unknown.
+
+    `window` is the accelerator whose window gates it, if it is prepared by one.
+    """
+
+    __slots__ = (
+        "attrs",
+        "gate",
+        "invariant",
+        "kind",
+        "known",
+        "lr",
+        "name",
+        "number",
+        "parts",
+        "plain_sgd",
+        "replays",
+        "span",
+    )
+
+    def __init__(self, number: int, name: str, kind: str, parts: Owners | None, span: Span, known: bool) -> None:
+        self.number = number
+        self.name = name
+        self.kind = kind
+        self.parts = parts
+        self.span = span
+        self.known = known
+        self.invariant = False
+        self.plain_sgd = False
+        self.replays = False
+        self.lr: Value = None
+        self.gate: Accelerator | None = None
+        self.attrs: dict[str, Value] = {}
+
+
+class Scheduler:
+    """A learning-rate scheduler. `horizon` is the length of its schedule in calls of step(), if known."""
+
+    __slots__ = ("attrs", "cadence", "gate", "horizon", "kind", "name", "number", "optimizer", "span")
+
+    def __init__(self, number: int, name: str, kind: str, cadence: str, span: Span) -> None:
+        self.number = number
+        self.name = name
+        self.kind = kind
+        self.cadence = cadence
+        self.span = span
+        self.horizon: Value = None
+        self.optimizer: Optimizer | None = None
+        self.gate: Accelerator | None = None
+        self.attrs: dict[str, Value] = {}
+
+
+class Scaler:
+    """torch.amp.GradScaler, or an object like it; `combined` ones are called with loss and optimizer (timm)."""
+
+    __slots__ = ("combined", "name")
+
+    def __init__(self, name: str, combined: bool = False) -> None:
+        self.name = name
+        self.combined = combined
+
+
+class Accelerator:
+    """accelerate's Accelerator. `steps` is its own window; `count` how many blocks of accumulate() it has seen."""
+
+    __slots__ = ("attrs", "count", "entered", "known", "name", "steps", "sync")
+
+    def __init__(self, name: str, steps: Value, known: bool) -> None:
+        self.name = name
+        self.steps = steps
+        self.known = known
+        self.count = 0
+        self.sync = True
+        self.entered = False
+        self.attrs: dict[str, Value] = {}
+
+
+class Fabric:
+    """lightning.Fabric: backward only, no division."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Engine:
+    """A DeepSpeed engine, or another framework object that divides, zeroes and steps by itself."""
+
+    __slots__ = ("attrs", "name", "owner")
+
+    def __init__(self, name: str, owner: Owner) -> None:
+        self.name = name
+        self.owner = owner
+        self.attrs: dict[str, Value] = {}
+
+
+class Dataset:
+    """Something with a length that a loader is made from."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: Value) -> None:
+        self.size = size
+
+
+class Loader:
+    """A DataLoader or another source of micro-batches. `length` is its number of batches, `batch_size` their size."""
+
+    __slots__ = ("attrs", "batch_size", "batch_span", "key", "length", "micro", "name", "prepared")
+
+    def __init__(self, key: str, length: Value, batch_size: Value = None, batch_span: Span | None = None) -> None:
+        self.key = key
+        self.name = key
+        self.length = length
+        self.batch_size = batch_size
+        self.batch_span = batch_span
+        self.prepared = False
+        self.micro = True
+        self.attrs: dict[str, Value] = {}
+
+
+class Stream:
+    """An iterator over something: a started loader, a generator, zip, enumerate, cycle.
+
+    `pull` yields the items; `length` is how many there are, None if endless or unknown. `feeds` says whether the items
+    are micro-batches; `endless` whether it never stops.
+    """
+
+    __slots__ = ("endless", "feeds", "last", "length", "loader", "pull")
+
+    def __init__(
+        self, pull: Iterator[Value], length: Value = None, feeds: bool = False, loader: Loader | None = None
+    ) -> None:
+        self.pull = pull
+        self.length = length
+        self.feeds = feeds
+        self.loader = loader
+        self.endless = False
+
+
+class Opaque:
+    """An unknown value with an identity.
+
+    `key` names it the same way on every path; `owners` are the parameters it may hold or be computed from; `graph`
+    says whether it may be a differentiable result. `attrs` remembers what was stored on it.
+    """
+
+    __slots__ = ("attrs", "batch", "calls", "graph", "hint", "key", "name", "owner", "owners", "span", "volatile")
+
+    def __init__(
+        self,
+        key: str,
+        name: str,
+        owners: Owners = NOBODY,
+        graph: bool = False,
+        owner: Owner | None = None,
+        batch: frozenset[int] = frozenset(),
+        volatile: bool = False,
+    ) -> None:
+        self.key = key
+        self.name = name
+        self.owners = owners
+        self.graph = graph
+        self.owner = owner
+        self.batch = batch
+        self.volatile = volatile
+        self.hint = ""
+        self.attrs: dict[str, Value] = {}
+
+    def __repr__(self) -> str:
+        return f"Opaque({self.key})"
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Something imported, by its full dotted name."""
+
+    path: str
+
+
+@dataclass(eq=False, slots=True)
+class Closure:
+    """A function of the file, with the scope it was made in; `bound` is its self."""
+
+    function: Function
+    scope: Frame | None
+    bound: Value = None
+    no_grad: bool = False
+    owner_class: ClassValue | None = None
+    defaults: dict[str, Value] = field(default_factory=dict)
+    kind: str = ""  # "", "property", "static", "class", "context"
+
+
+@dataclass(eq=False, slots=True)
+class ClassValue:
+    """A class of the file."""
+
+    node: Class
+    scope: Frame | None
+    members: dict[str, Value]
+    bases: tuple[Value, ...]
+    name: str
+    module: bool = False
+    dataclass: bool = False
+    dataset: bool = False
+
+
+class Instance:
+    """An object of a class of the file. A module has an owner."""
+
+    __slots__ = ("attrs", "batchnorm", "cls", "forward", "key", "name", "owner", "training")
+
+    def __init__(self, cls: ClassValue, owner: Owner | None, key: str) -> None:
+        self.cls = cls
+        self.owner = owner
+        self.key = key
+        self.name = cls.name
+        self.attrs: dict[str, Value] = {}
+        self.batchnorm: Span | None = None
+        self.training = True
+        self.forward: Value = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A method of a library value: called by name."""
+
+    owner: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """functools.partial of something."""
+
+    func: Value
+    args: tuple[Value, ...]
+    keywords: tuple[tuple[str, Value], ...]
+
+
+class PyRaise(Exception):
+    """An exception of the program itself; the argument is its type's name."""
+
+
+class Range:
+    """range(): bounds may depend on unknowns."""
+
+    __slots__ = ("start", "step", "stop")
+
+    def __init__(self, start: Value, stop: Value, step: Value) -> None:
+        self.start = start
+        self.stop = stop
+        self.step = step
+
+
+class Maybe:
+    """A truth value that the text does not decide; the same key is decided the same way everywhere."""
+
+    __slots__ = ("key", "negated", "span")
+
+    def __init__(self, key: str, negated: bool = False, span: Span = NOWHERE) -> None:
+        self.key = key
+        self.negated = negated
+        self.span = span
+
+
+def numeric(value: Value) -> Any:
+    """The number a value counts as in this run, or None."""
+    if type(value) is Num:
+        return value.v
+    if isinstance(value, (int, float, Fraction)):
+        return value
+    return None
+
+
+def roots_of(value: Value) -> frozenset[str]:
+    return value.roots if type(value) is Num else NO_ROOTS

@@ -1,0 +1,122 @@
+"""What is fixed for all runs over one program: how unknown numbers are named, sized and told apart.
+
+A run needs concrete numbers for the unknowns of a script: the accumulation steps k, the number of micro-batches, of
+epochs, the batch size, intervals and limits. Each unknown gets a number of its own, so that a division by the batch size
+never looks like one by k. What an unknown *is* comes from its name or from how the first run uses it: a number that gates
+the update as a modulus is k, whatever it is called. Learning such a role restarts the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from acclint import program as p
+from acclint.knowledge import names
+from acclint.program import Span
+from acclint.simulate.scan import Scanner
+from acclint.simulate.values import Number
+
+_PRIMES = (13, 17, 19, 23, 37, 41, 43, 47, 61, 67, 71, 73, 79, 83, 89)
+MAX_LITERAL_K = 48
+
+
+class Restart(Exception):
+    """A role was learnt that changes the numbers of the run."""
+
+
+class Stop(Exception):
+    """The run is given up; the argument says why."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The numbers of one run: accumulation steps, remainder of a loader over a window, epochs, batch size."""
+
+    k: int
+    remainder: int
+    epochs: int
+    batch: int
+    interval: int
+    shift: int = 0
+
+
+ASSIGNMENTS = (
+    Assignment(k=4, remainder=3, epochs=3, batch=29, interval=53),
+    Assignment(k=3, remainder=2, epochs=3, batch=31, interval=59, shift=5),
+)
+
+
+@dataclass
+class World:
+    """One program and what has been learnt about its numbers so far."""
+
+    program: p.Program
+    scanner: Scanner
+    accumulation_names: frozenset[str] = frozenset()
+    reductions: dict[str, str] = field(default_factory=dict)
+    roles: dict[str, str] = field(default_factory=lambda: {"over k": "over k"})
+    overrides: dict[Span, str] = field(default_factory=dict)
+    hints: dict[str, Number] = field(default_factory=dict)
+    literal_ks: set[int] = field(default_factory=set)
+    zeroed_names: set[str] = field(default_factory=set)
+    k_divisions: set[Span] = field(default_factory=set)
+
+    def learn(self, table: dict[str, str] | dict[Span, str], key: str | Span, role: str) -> None:
+        if table.get(key) != role:  # type: ignore[arg-type]
+            table[key] = role  # type: ignore[index]
+            raise Restart
+
+    def is_accumulation(self, name: str) -> bool:
+        return name in self.accumulation_names or names.is_accumulation_name(name)
+
+    def role_of(self, key: str, name: str) -> str:
+        """k, epochs, batch, limit, interval, world, length or "" for the unknown `key`, called `name`."""
+        known = self.roles.get(key)
+        if known:
+            return known
+        if self.is_accumulation(name):
+            return "k"
+        if names.is_batch_size_name(name) or names.is_micro_batch_size_name(name) or name in ("size", "shape"):
+            return "batch"
+        if names.is_epoch_name(name):
+            return "epochs"
+        if names.is_interval_name(name):
+            return "interval"
+        if names.is_world_size_name(name):
+            return "world"
+        if names.is_limit_name(name):
+            return "limit"
+        return ""
+
+    def turns(self, assignment: Assignment) -> int:
+        """The number of micro-batches of a loader of unknown length: two full windows and a remainder."""
+        hinted = [
+            hint
+            for key, hint in self.hints.items()
+            if isinstance(hint, int) and 2 <= hint <= 16 and self.role_of(key, key.rpartition(".")[2]) == "k"
+        ]
+        k = max([assignment.k, *self.literal_ks, *hinted])
+        count = 2 * k + assignment.remainder
+        while any(count % other == 0 for other in (assignment.k, *self.literal_ks) if other > 1):
+            count += 1
+        return count
+
+    def number(self, key: str, role: str, assignment: Assignment, order: int) -> Number:
+        hint = self.hints.get(key)
+        if role == "k":
+            if assignment is ASSIGNMENTS[0] and isinstance(hint, int) and 2 <= hint <= 16:
+                return hint
+            return assignment.k
+        if role == "epochs":
+            return hint if isinstance(hint, int) and 1 < hint <= 3 else assignment.epochs
+        if role == "batch":
+            return assignment.batch
+        if role == "length":
+            return self.turns(assignment)
+        if role == "interval":
+            return assignment.interval
+        if role == "world":
+            return 1
+        if role == "limit":
+            return 100_003
+        return _PRIMES[(order + assignment.shift) % len(_PRIMES)]

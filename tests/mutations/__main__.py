@@ -1,0 +1,56 @@
+"""Command line: `python -m tests.mutations --sample 300 --seed 1`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.mutations.operators import HARMFUL, HARMLESS
+from tests.mutations.run import every, keep, run, sample, sources, table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--sample", type=int, default=300, metavar="N", help="judge N mutants (default: 300)")
+    size.add_argument("--all", action="store_true", help="judge all mutants")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice and of the compositions (default: 1)")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: 2)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what torch measured, by hash of the text")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table to a file")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="write the mutants with a disagreement to a folder")
+    parser.add_argument("--source", default="", help="only scripts with this text in their name")
+    parser.add_argument("--operator", default="", help="only mutants of this operator")
+    options = parser.parse_args()
+    if options.operator and options.operator not in {**HARMFUL, **HARMLESS}:
+        parser.error(f"unknown operator {options.operator}; there are {', '.join([*HARMFUL, *HARMLESS])}")
+    scripts = {name: text for name, text in sources().items() if options.source in name}
+    if not scripts:
+        parser.error(f"no script with {options.source!r} in its name")
+    began = time.monotonic()
+    mutants = every(scripts, options.seed) if options.all else sample(scripts, options.sample, options.seed)
+    chosen = [m for m in mutants if not options.operator or options.operator in [name for name, _ in m.operators]]
+    made = time.monotonic()
+    print(f"{len(chosen)} mutants in {made - began:.0f} s", file=sys.stderr)
+    results = run(chosen, scripts, jobs=options.jobs, store=options.cache)
+    print(f"judged in {time.monotonic() - made:.0f} s", file=sys.stderr)
+    text = table(results)
+    if options.table:
+        options.table.write_text(text, encoding="utf-8")
+    print(text)
+    reasons = Counter(result.label.dropped.split(":")[0] for result in results if result.label.dropped)
+    print("dropped:", ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none")
+    disagreements = [result for result in results if not result.label.dropped and not result.agrees]
+    for result in disagreements:
+        print(f"{result.mutant.name}: torch: {result.label}; acclint: {result.error or result.message or 'silent'}")
+    if options.keep:
+        print(f"{keep(results, options.keep)} mutants written to {options.keep}")
+    return 1 if disagreements else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
