@@ -111,6 +111,8 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
         if len(paths) > 1:
             _fail("`-` cannot be combined with other paths")
         result = _check_input(options, finder)
+    elif options["stdin_filename"]:
+        _fail("--stdin-filename names what `-` reads, but `-` is not among the paths")
     elif options["show_files"]:
         found = discover(paths or (".",), finder, options["force_exclude"])
         for target in found.targets:
@@ -168,7 +170,7 @@ def _print(result: Result, output_format: str, color: bool | None, options: dict
     if output_format == "json":
         click.echo((statistics.render_json if options["statistics"] else json.render)(result.findings))
         return
-    width = shutil.get_terminal_size((100, 24)).columns
+    width = shutil.get_terminal_size((120, 24)).columns
     parts = []
     if result.findings:
         if options["statistics"]:

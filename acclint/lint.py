@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +26,7 @@ from acclint.findings import (
 from acclint.gate import may_train
 from acclint.program import Span
 from acclint.rules import all_rules
+from acclint.rules.precedence import alone
 from acclint.settings import Finder, Settings
 from acclint.source import Source, SourceError, Unit, parses, read, read_text
 from acclint.suppress import find_suppressions
@@ -116,9 +118,10 @@ def _run(targets: Sequence[Target], jobs: int) -> Iterator[Outcome]:
     if jobs < 2:
         yield from map(check_file, targets)
         return
-    with ProcessPoolExecutor(jobs) as pool:
-        futures = [pool.submit(check_file, target) for target in targets]
+    # An interrupt ends a worker at once and without a traceback.
+    with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)) as pool:
         try:
+            futures = [pool.submit(check_file, target) for target in targets]
             for target, future in zip(targets, futures, strict=True):
                 try:
                     yield future.result()
@@ -235,7 +238,7 @@ def _analyse(
             reductions={**dict.fromkeys(settings.mean_losses, "mean"), **dict.fromkeys(settings.sum_losses, "sum")},
         )
         chosen = [rule for rule in all_rules().values() if rule.code in rules]
-        reports = [(rule, report) for rule in chosen for report in rule.check(analysis)]
+        reports = alone([(rule, report) for rule in chosen for report in rule.check(analysis)])
     except LiftError as error:
         row, column, code, message = error.row, error.column, error.kind, error.message
     except RecursionError:

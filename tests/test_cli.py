@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 
 import acclint
 import acclint.lift
+import acclint.simulate
 from acclint.cli import cli
 from acclint.findings import Confidence, FileResult, LoopReport, Place, Severity
 from acclint.gate import may_train
@@ -55,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rules that look at the text: `backward` is an error (medium confidence), `zero_grad` an info, `low` a guess.
 
-    The word `crash` is an internal error, `deep` a recursion without end, `interrupt` a Ctrl-C.
+    `crash` is an internal error, `deep` a recursion without end, `killed` the end of the process, `interrupt` a Ctrl-C.
     """
     real_lift = acclint.lift.lift
 
@@ -68,6 +69,8 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyError("crash")
         if "deep" in text:
             raise RecursionError
+        if "killed" in text:
+            os._exit(1)
         if "interrupt" in text:
             raise KeyboardInterrupt
         matrix = ((Fraction(4),) * 4, (Fraction(0),) * 4 + (Fraction(4),) * 4)
@@ -102,9 +105,7 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return check
 
-    module = types.ModuleType("acclint.simulate")
-    module.analyze = analyze  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "acclint.simulate", module)
+    monkeypatch.setattr(acclint.simulate, "analyze", analyze)
     monkeypatch.setattr(acclint.lift, "lift", lift)
     for code, rule in list(all_rules().items()):
         monkeypatch.setitem(all_rules(), code, replace(rule, check=lambda analysis: iter(())))
@@ -160,6 +161,7 @@ def test_exit_1_with_findings(folder: Path) -> None:
         (["check", "--config", "a.toml", "--isolated"], "exclude each other"),
         (["check", "--jobs", "0"], "--jobs"),
         (["check", "-", "a.py"], "cannot be combined"),
+        (["check", "--stdin-filename", "a.py"], "`-` is not among the paths"),
         (["explain", "ACC901"], "did you mean ACC001?"),
         (["explain"], "Missing argument"),
         (["train.py"], "did you mean `acclint check train.py`?"),
@@ -642,6 +644,17 @@ def test_many_files_in_several_processes_give_the_same_result(folder: Path) -> N
     assert done.returncode == 1
     assert done.stdout.decode() == alone.stdout
     assert "9 findings in 9 files. Looked at 60 files: 0 training loops." in alone.stdout
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14) or sys.platform != "linux", reason="the fake rules need a fork")
+def test_a_file_that_kills_its_process_is_one_line_and_the_others_are_checked(fake: None) -> None:
+    for number in range(40):
+        Path(f"m{number:02}.py").write_text("killed.backward()\n" if number == 5 else "x = (\n")
+    result = run("check", "--jobs", "3", "--output-format", "json")
+    assert result.exit_code == 2
+    assert len(json.loads(result.stdout)) == 39
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("acclint: error: internal error in m05.py: the process died")
 
 
 def test_the_library_has_one_front_door(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 import acclint.lift
+import acclint.simulate
 from acclint.findings import Confidence, Severity
 from acclint.lint import check_text, examine
 from acclint.program import Span
@@ -39,9 +39,10 @@ def fake_rules(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return check
 
-    module = types.ModuleType("acclint.simulate")
-    module.analyze = lambda text, **options: types.SimpleNamespace(text=text, loops=())  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "acclint.simulate", module)
+    def analyze(text: str, **options: Any) -> Any:
+        return types.SimpleNamespace(text=text, loops=())
+
+    monkeypatch.setattr(acclint.simulate, "analyze", analyze)
     monkeypatch.setattr(acclint.lift, "lift", lift)
     for code, rule in list(all_rules().items()):
         monkeypatch.setitem(all_rules(), code, replace(rule, check=lambda analysis: iter(())))

@@ -14,8 +14,14 @@ from acclint.program import Program, Stmt
 
 __all__ = ["LiftError", "lift"]
 
-# libcst's native parser overflows the stack somewhere above this many open brackets; no one writes that by hand.
-_MAX_BRACKETS = 300
+# libcst's native parser has no limits of its own: what is nested far more deeply overflows the stack.
+_MAX_BRACKETS = 200
+_MAX_TERM = 1000  # tokens between two commas or statements
+_MAX_ELIF = 1000
+# Roughly: strings that hold their own quotes, which only newer Python allows, come out as several.
+_STRINGS_AND_COMMENTS = re.compile(
+    r"""\"\"\".*?\"\"\"|'''.*?'''|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|\#[^\n]*""", re.DOTALL
+)
 
 
 class LiftError(Exception):
@@ -41,16 +47,21 @@ def lift(text: str, filename: str = "<string>") -> Program:
             warnings.simplefilter("ignore")  # about the escapes in the strings of the text
             return Program(filename, _lower(text))
     except UnicodeEncodeError as caught:
-        row = text.count("\n", 0, caught.start) + 1
-        column = caught.start - text.rfind("\n", 0, caught.start)
-        raise LiftError("the text holds a lone surrogate", row, column, "invalid-syntax") from caught
+        raise _invalid("the text holds a lone surrogate", text, caught.start) from caught
     except (RecursionError, MemoryError) as caught:
         raise LiftError("the code is nested too deeply", 1, 1, "too-complex") from caught
+
+
+def _invalid(message: str, text: str, offset: int) -> LiftError:
+    before = re.split(r"\r\n?|\n", text[:offset])
+    return LiftError(message, len(before), len(before[-1]) + 1, "invalid-syntax")
 
 
 def _lower(text: str) -> tuple[Stmt, ...]:
     from acclint.lift import from_ast
 
+    if "\0" in text:
+        raise _invalid("the text holds a null character", text, text.index("\0"))
     try:
         tree = ast.parse(text)
     except UnicodeEncodeError:
@@ -63,12 +74,8 @@ def _lower(text: str) -> tuple[Stmt, ...]:
 def _lower_newer(text: str, error: SyntaxError | ValueError) -> tuple[Stmt, ...]:
     """What the running Python refuses with `error`: libcst decides whether it is only newer."""
     row, column = getattr(error, "lineno", None) or 1, getattr(error, "offset", None) or 1
-    depth = deepest = 0
-    for bracket in re.findall(r"[(\[{}\])]", text):
-        depth += 1 if bracket in "([{" else -1
-        deepest = max(deepest, depth)
-    if deepest > _MAX_BRACKETS:
-        raise LiftError("too many nested brackets", row, column, "too-complex") from error
+    if _is_too_deep(text):
+        raise LiftError("the code is nested too deeply", row, column, "too-complex") from error
 
     import libcst
 
@@ -80,4 +87,28 @@ def _lower_newer(text: str, error: SyntaxError | ValueError) -> tuple[Stmt, ...]
         same_row = caught.raw_line == row
         message = str(getattr(error, "msg", "") or "invalid syntax") if same_row else "invalid syntax"
         raise LiftError(message, caught.raw_line, caught.raw_column + 1, "invalid-syntax") from caught
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as caught:  # what its checks of single nodes raise, for instance
+        message = str(getattr(error, "msg", "") or "invalid syntax")
+        raise LiftError(message, row, column, "invalid-syntax") from caught
+    except BaseException as caught:
+        if type(caught).__name__ == "PanicException":  # of the native parser; it is no Exception
+            raise LiftError("the parser cannot read this", row, column, "too-complex") from caught
+        raise
     return from_libcst.lower(text, module)
+
+
+def _is_too_deep(text: str) -> bool:
+    """Whether libcst may not survive the text: many open brackets, or one very long expression."""
+    text = _STRINGS_AND_COMMENTS.sub("0", text)
+    depth = length = 0
+    for token in re.findall(r"\w+|[^\w \t\f]", text):
+        if token in "([{":
+            depth += 1
+        elif token in ")]}":
+            depth = max(depth - 1, 0)
+        length = 0 if token == "," or (token in "\r\n" and depth == 0) else length + 1
+        if depth > _MAX_BRACKETS or length > _MAX_TERM:
+            return True
+    return len(re.findall(r"^\s*elif\b", text, re.MULTILINE)) > _MAX_ELIF

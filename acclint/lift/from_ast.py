@@ -518,7 +518,7 @@ class _Lowerer(Names):
         cases: list[tuple[tuple[Expr, ...], Expr | None, tuple[Stmt, ...], tuple[str, ...]]] = []
         for case in node.cases:
             constants = self.pattern(case.pattern)
-            names = tuple([name for one in ast.walk(case.pattern) for name in _captured(one)])
+            names = tuple(sorted({name for one in ast.walk(case.pattern) for name in _captured(one)}))
             for name in names:
                 self.bind(name)
             cases.append((constants, self.optional(case.guard), self.body(case.body), names))

@@ -1010,7 +1010,7 @@ class _Lowerer(Names):
         for case in node.cases:
             self.token(4)
             constants = self.pattern(case.pattern)
-            names = tuple(_captures(case.pattern))
+            names = tuple(sorted(set(_captures(case.pattern))))
             for name in names:
                 self.bind(name)
             guard = None

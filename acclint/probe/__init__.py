@@ -13,6 +13,7 @@ Only POSIX systems can fork; elsewhere `measure` raises `OracleError`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
+
+from acclint import Problem
 
 __all__ = [
     "Backward",
@@ -48,7 +51,7 @@ __all__ = [
 Outcome = Literal["finished", "stopped", "crashed", "timeout"]
 
 
-class OracleError(RuntimeError):
+class OracleError(Problem):
     """The measurement itself could not be made: no torch, no fork, or the server died."""
 
 
@@ -354,7 +357,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import acclint.probe.run
 sys.path.remove(sys.argv[1])
-acclint.probe.run.serve()
+acclint.probe.run.serve(sys.argv[2])
 """
 
 
@@ -370,6 +373,7 @@ class Oracle:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._log: Any = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Oracle:
         with self._lock:
@@ -380,18 +384,24 @@ class Oracle:
         self.close()
 
     def close(self) -> None:
+        self._end(patience=5.0)
+
+    def _end(self, patience: float) -> None:
         server, self._server = self._server, None
         if server is None:
             return
-        assert server.stdin is not None and server.stdout is not None
-        server.stdin.close()
+        assert server.stdin is not None and server.stdout is not None and self._scratch is not None
+        with contextlib.suppress(OSError):
+            server.stdin.close()
         try:
-            server.wait(timeout=5)
+            server.wait(timeout=patience)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
         server.stdout.close()
         self._log.close()
+        with contextlib.suppress(OSError):
+            self._scratch.cleanup()
 
     def measure(
         self,
@@ -410,7 +420,7 @@ class Oracle:
         else:
             path = os.path.abspath(os.fspath(path_or_text))
             if not Path(path).is_file():
-                raise FileNotFoundError(f"no such script: {os.fspath(path_or_text)}")
+                raise OracleError(f"no such script: {os.fspath(path_or_text)}")
         request = {
             "text": text,
             "path": path,
@@ -421,7 +431,11 @@ class Oracle:
         }
         with self._lock:
             self._start()
-            reply = self._ask(request)
+            try:
+                reply = self._ask(request)
+            except KeyboardInterrupt:  # the answer would be taken for that of the next request
+                self._end(patience=0.0)
+                raise
         if "failure" in reply:
             raise OracleError(reply["failure"])
         return Measurement.from_json(reply)
@@ -429,19 +443,23 @@ class Oracle:
     def _start(self) -> None:
         if self._server is not None and self._server.poll() is None:
             return
+        self._end(patience=0.0)
         if not hasattr(os, "fork"):
             raise OracleError("measuring needs os.fork, which this system does not have")
         root = str(Path(__file__).resolve().parents[2])
+        self._scratch = tempfile.TemporaryDirectory(prefix="acclint-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         try:
             self._server = subprocess.Popen(
-                [self._python, "-c", _START, root],
+                [self._python, "-c", _START, root, self._scratch.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 env={**os.environ, **_ENVIRONMENT},
             )
         except OSError as error:
+            self._log.close()
+            self._scratch.cleanup()
             raise OracleError(f"cannot start {self._python}: {error.strerror}") from None
         hello = self._receive()
         if hello.get("ready") is not True:
@@ -464,10 +482,9 @@ class Oracle:
             assert isinstance(reply, dict)
             return reply
         self._server.wait()
-        self._server.stdout.close()
-        self._server = None
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
+        self._end(patience=0.0)
         if "No module named 'torch'" in last:
             last += f'; install it for {self._python} with: pip install "acclint[probe]"'
         raise OracleError(f"the measuring process ended: {last or 'no message'}")
@@ -492,8 +509,8 @@ def measure(
     scratch directory; what it writes elsewhere is kept in the scratch directory, which is deleted afterwards. That
     guards against accidents, not against hostile code.
 
-    Raises `FileNotFoundError` for a missing path and `OracleError` if no measurement can be made. What goes wrong
-    inside the script is part of the result.
+    Raises `OracleError` if the script is missing or no measurement can be made. What goes wrong inside the script is
+    part of the result.
     """
     global _shared
     with _shared_lock:

@@ -1580,7 +1580,8 @@ def _ratio(column: Tensor, target: Tensor) -> float:
 
 
 def _eps(items: list[tuple[_Leaf, Tensor, int | None]]) -> float:
-    return max(torch.finfo(now.dtype).eps for _, now, _ in items)
+    eps: float = max(torch.finfo(now.dtype).eps for _, now, _ in items)
+    return eps
 
 
 def _uniform(grad: Tensor) -> float:

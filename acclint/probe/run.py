@@ -51,8 +51,10 @@ _DTYPE_ERROR = re.compile(r"dtype|Double|Float|float64|double|scalar type")
 Reply = dict[str, Any]
 
 
-def serve() -> None:
-    """Answer requests until standard input ends."""
+def serve(scratch: str) -> None:
+    """Answer requests until standard input ends; `scratch` is a directory for what scripts write."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client gets it too, and ends this process
+    tempfile.tempdir = scratch
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -408,9 +410,9 @@ class _Guard:
                 raise PermissionError(f"{event} of {os.fsdecode(path)} is refused while a script is measured")
 
     def check_connect(self, event: str, args: tuple[Any, ...]) -> None:
-        address = args[1]
-        host = address[0] if isinstance(address, tuple) else address
-        if host not in ("127.0.0.1", "localhost", "::1") and isinstance(address, tuple):
+        address = args[1] if event == "socket.connect" else args  # a name that is looked up comes with its port
+        host = address[0] if isinstance(address, tuple) else None
+        if host not in (None, "", "127.0.0.1", "localhost", "::1"):
             raise PermissionError(f"a connection to {host} is refused while a script is measured")
 
 
@@ -426,6 +428,7 @@ _GUARDED: dict[str, Callable[[_Guard, str, tuple[Any, ...]], None]] = {
     "os.chmod": _Guard.check_path,
     "shutil.rmtree": _Guard.check_path,
     "socket.connect": _Guard.check_connect,
+    "socket.getaddrinfo": _Guard.check_connect,
     "subprocess.Popen": _Guard.refuse,
     "os.system": _Guard.refuse,
     "os.exec": _Guard.refuse,

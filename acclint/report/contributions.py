@@ -42,7 +42,7 @@ def _loop(loop: LoopReport, width: int) -> str:
 
 
 def matrix(updates: Sequence[Sequence[float]], width: int) -> list[str]:
-    """The rows of one matrix, each at most `width` wide. Equal rows are drawn once; what does not fit, right or below, is cut with an ellipsis."""
+    """The rows of one matrix, each at most `width` wide. Equal rows are drawn once, what does not fit is cut."""
     cells = [[cell(value) for value in update] for update in updates]
     columns = max((len(row) for row in cells), default=0)
     sizes = [max(len(row[at]) for row in cells if at < len(row)) for at in range(columns)]

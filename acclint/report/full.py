@@ -6,6 +6,8 @@ import textwrap
 import unicodedata
 from dataclasses import dataclass
 
+import click
+
 from acclint.findings import Confidence, Finding, Place
 from acclint.lint import Lines, Result
 from acclint.report.style import bold, coloured, faint, label, location
@@ -34,7 +36,7 @@ def render(result: Result, width: int = 100) -> str:
 def finding(item: Finding, lines: Lines, width: int = 100) -> str:
     """One finding. `lines` is the text of its file, by cell."""
     name = "" if item.name == item.code else f"{bold(item.name)}: "
-    head = f"{bold(location(item.place))}: {label(item)} {name}{item.message}"
+    head = _wrap_head(f"{bold(location(item.place))}: {label(item)} {name}", item.message, width)
     here = [_Mark(item.place, "", True)]
     apart: list[_Mark] = []
     for related in item.related:
@@ -56,6 +58,20 @@ def finding(item: Finding, lines: Lines, width: int = 100) -> str:
     return "\n".join(parts)
 
 
+def _wrap_head(styled: str, message: str, width: int) -> str:
+    """The first line, the rest of a long message indented below it."""
+    taken = len(click.unstyle(styled))
+    lines = textwrap.wrap(
+        message,
+        width,
+        initial_indent=" " * taken,
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return styled + "\n".join(lines)[taken:]
+
+
 def _at(place: Place | None, near: Place) -> str:
     if place is None:
         return ""
@@ -72,7 +88,7 @@ def _wrap(note: str, gutter: int, width: int) -> list[str]:
     bullet = note.startswith("  - ")
     first = " " * gutter + (faint("= ") if not bullet else "  ")
     hang = " " * (gutter + (6 if bullet else 2))
-    wrapped = textwrap.wrap(note, max(width - gutter - 2, 30), drop_whitespace=True, break_long_words=False) or [""]
+    wrapped = textwrap.wrap(note, max(width - gutter - 2, 30), break_long_words=False, break_on_hyphens=False) or [""]
     if bullet:
         wrapped[0] = "  - " + wrapped[0].strip().removeprefix("- ")
     return [first + wrapped[0], *(hang + line for line in wrapped[1:])]

@@ -114,7 +114,7 @@ def _judge(run: Run) -> list[Report]:
             Severity.ERROR,
             Confidence.HIGH,
             notes=(("backward adds to p.grad", first.span),),
-            evidence={"scope": list(event.loops[-1][0].span)},
+            evidence={"scope": list((first.event.loops or event.loops)[-1][0].span)},
         )
     return list(found.values())
 

@@ -108,6 +108,10 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             continue
         where = "never zeroed" if not zeros else "zeroed only outside the loop that steps"
         levels = [view.confidence]
+        assumptions = view.notes()
+        if view.handed_on is not None:
+            levels.append(Confidence.LOW)
+            assumptions += ((f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span),)
         found.setdefault(
             update.span,
             Report(
@@ -117,7 +121,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 Severity.ERROR,
                 weaker(*levels),
                 notes=tuple(one for one in view.related() if one[1] != update.span),
-                assumptions=view.notes(),
+                assumptions=assumptions,
                 evidence=view.proof(),
             ),
         )
@@ -139,8 +143,6 @@ def stale_windows(view: View) -> list[int]:
         used |= set(window.row)
     return found
 
-
-assert Confidence is not None
 
 
 RULE = Rule(

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from acclint.findings import Confidence, Severity
+from acclint.knowledge.names import words
 from acclint.program import NOWHERE, Span
 from acclint.rules.base import Report
 from acclint.simulate import Analysis
@@ -16,6 +17,8 @@ from acclint.simulate.trace import Backward, Event, Guard, Lane, Loop, Run, Wind
 from acclint.simulate.values import Term
 
 TOLERANCE = 1e-6
+# What a function that is given the optimizer is for, by its name, when it is not zeroing or stepping.
+_HARMLESS = frozenset("lr rate schedule scheduler warmup log save checkpoint state print".split())
 ORDER = (Confidence.LOW, Confidence.MEDIUM, Confidence.HIGH)
 
 
@@ -101,7 +104,7 @@ class View:
             own = [guard for guard in event.guards if guard.span not in around]
             with_window = [guard for guard in own if guard.modulus is not None]
             if with_window:
-                return with_window[-1]
+                return with_window[-1] if not with_window[-1].unknown else None
         return None
 
     @cached_property
@@ -147,17 +150,25 @@ class View:
         micro = self.micro
         if micro is not None and micro.kind == "call" and micro.target != "training_step":
             found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))
-        for event in self.run.of("opaque"):
-            value = event.data.get("value")
-            same = value is optimizer or getattr(value, "attrs", {}).get("<optimizer>") is optimizer
-            if same and event.loops and micro is not None and any(loop.span == micro.span for loop, _ in event.loops):
-                found.append((Confidence.LOW, f"`{event.data['what']}` is given the optimizer", event.span))
-                break
         if self.run.notes:
             found.append((Confidence.LOW, self.run.notes[0][0], self.run.notes[0][1]))
         if self.run.of("hook"):
             found.append((Confidence.LOW, "a gradient hook may change the gradients", self.run.of("hook")[0].span))
         return found
+
+    @cached_property
+    def handed_on(self) -> Event | None:
+        """A call of something unknown, in the loop, that is given the optimizer and could zero its gradients."""
+        micro = self.micro
+        for event in self.run.of("opaque"):
+            value = event.data.get("value")
+            same = (
+                value is self.lane.optimizer or getattr(value, "attrs", {}).get("<optimizer>") is self.lane.optimizer
+            )
+            inside_loop = micro is not None and any(loop.span == micro.span for loop, _ in event.loops)
+            if same and inside_loop and not _HARMLESS & set(words(event.data["what"])):
+                return event
+        return None
 
     @cached_property
     def confidence(self) -> Confidence:

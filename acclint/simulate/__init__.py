@@ -14,12 +14,13 @@ from acclint.simulate import values as v
 from acclint.simulate.entries import drive
 from acclint.simulate.machine import Machine
 from acclint.simulate.scan import Scanner, children, text
-from acclint.simulate.trace import Run
+from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import PyRaise
 from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
 
 MAX_RESTARTS = 10
 MAX_FLIPS = 6
+MAX_PERIOD = 100
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,31 @@ def execute(world: World, assignment: Assignment, choices: dict[str, bool]) -> R
         machine.run.stopped = str(stop)
     except RecursionError:
         machine.run.stopped = "too deeply nested"
+    _stretch(world, machine)
     machine.run.lanes = machine.ledger.finish()
     machine.run.hints = world.hints
     return machine.run
+
+
+def _stretch(world: World, machine: Machine) -> None:
+    """A window test inside another one that was never true: run on for the product of both."""
+    run = machine.run
+    tests: dict[Span, list[Event]] = {}
+    for event in run.of("test"):
+        if event.loops and isinstance(event.data["stmt"], p.If):
+            tests.setdefault(event.span, []).append(event)
+    for events in tests.values():
+        outer = [guard for guard in events[0].guards if guard.modulus is not None and guard.outcome]
+        product = events[0].data["modulus"]
+        if not outer or any(event.data["outcome"] for event in events) or not isinstance(product, int):
+            continue
+        if "step" not in machine.scanner.reach(events[0].data["stmt"].body):
+            continue
+        for guard in outer:
+            product *= guard.modulus if isinstance(guard.modulus, int) else 1
+        if 1 < product <= MAX_PERIOD and product not in world.literal_ks:
+            world.literal_ks.add(product)
+            raise Restart
 
 
 def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
@@ -154,6 +177,8 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                 if stmt.op == "/" and world.is_accumulation(text(stmt.value).rpartition(".")[2]):
                     world.k_divisions.add(stmt.span)
                 analysis.divisors[stmt.span] = text(stmt.value)
+                if stmt.op == "+" and isinstance(stmt.value, p.Const):
+                    world.raised.add(text(stmt.target).rpartition(".")[2])
             exprs = list(_expressions(stmt))
             while exprs:
                 one = exprs.pop()

@@ -149,7 +149,7 @@ def _number(convert: Callable[[Any], Any]) -> Handler:
             return 0
         value = args[0]
         if type(value) is Tensor or (type(value) is Opaque and (value.graph or value.batch)):
-            return m.opaque("item()", "loss", batch=m.batch_of(value))
+            return m.measured("item()", m.batch_of(value))
         if isinstance(value, str):
             return m.opaque(f"number:{span.row}", "<number>")
         number = m.as_number(value)
@@ -539,7 +539,7 @@ def _loader(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
         else None
     )
     known = type(dataset) is not v.Dataset or dataset.size is not None
-    if count is not None and known and numeric(size) and not roots_of(size):
+    if count is not None and known and numeric(size) and all(root in m.world.hints for root in roots_of(size)):
         drop = keywords.get("drop_last") is True
         exact = Fraction(int(count), int(numeric(size)))
         length = math.floor(exact) if drop else math.ceil(exact)
@@ -579,7 +579,7 @@ def _scaler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
 
 
 def _accelerator(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    steps: Value = keywords.get("gradient_accumulation_steps", 1)
+    steps: Value = keywords.get("gradient_accumulation_steps")
     plugin = keywords.get("gradient_accumulation_plugin")
     if plugin is not None:
         steps = plugin.attrs.get("num_steps") if type(plugin) is Opaque else None

@@ -65,6 +65,9 @@ class Ledger:
         pending = self._pending.get(key)
         if pending is None:
             pending = self._pending[key] = _Pending()
+            if key not in self.lanes:
+                # The optimizer is known only from now on: what came before counts as seen.
+                pending.seen += self._history.get(key[1], [])
         return pending
 
     # --- what happens ---
@@ -73,9 +76,9 @@ class Ledger:
         for owner in self._targets(owners):
             row = self.rows.setdefault(owner, {})
             row[number] = row.get(number, 0) + 1
-            self._history.setdefault(owner, []).append(number)
             for key in self._lanes_on(owner):
                 self._wait(key).seen.append(number)
+            self._history.setdefault(owner, []).append(number)
 
     def covered(self, covers: Callable[[Owner], bool]) -> list[Owner]:
         return [owner for owner in self.rows if covers(owner)]
@@ -112,16 +115,16 @@ class Ledger:
     def manual_step(self, owner: Owner, row: dict[int, Number], event: Event) -> Lane:
         """An update written by hand: `p -= lr * p.grad`."""
         key = (None, owner)
-        if key not in self.lanes:
-            self.lanes[key] = Lane(None, owner)
-            self._wait(key).seen += self._history.get(owner, [])
+        self._wait(key)
+        self.lanes.setdefault(key, Lane(None, owner))
         return self._close(key, event, row)
 
     def _close(self, key: tuple[Optimizer | None, Owner], event: Event, row: dict[int, Number]) -> Lane:
+        pending = self._wait(key)
+        del self._pending[key]
         lane = self.lanes.get(key)
         if lane is None:
             lane = self.lanes[key] = Lane(key[0], key[1])
-        pending = self._pending.pop(key, None) or _Pending()
         lane.windows.append(
             Window(event, {n: a for n, a in row.items() if a}, pending.seen, pending.lost, pending.zeros, pending.edits)
         )

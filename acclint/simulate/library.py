@@ -162,6 +162,24 @@ class Library:
 
         return inside
 
+    def measured(self: Machine, key: str, batch: frozenset[int]) -> Opaque:
+        """A plain number read off a tensor: it carries no graph, whatever it is called."""
+        made = self.opaque(key, "<number>", batch=batch)
+        made.hint = "number"
+        return made
+
+    def promote_loss(self: Machine, value: Value) -> bool:
+        """Whether an unknown value is a loss by its name; from then on it carries a graph."""
+        if type(value) is not Opaque or value.batch or value.hint == "number" or not self.grad_enabled:
+            return False
+        if value.graph:
+            return True
+        if not names.is_loss_name(value.name) or value.owner is not None or value.key in self.numbers:
+            return False
+        value.owners = frozenset((Owner(value.name),))
+        value.graph = True
+        return True
+
     # --- losses --------------------------------------------------------------------------------------------------------
 
     def new_term(self: Machine, owners: Owners, reduction: str, why: str, span: Span) -> Term:
@@ -455,7 +473,7 @@ class Library:
             if name == "sync_gradients":
                 return value.sync
             if name == "gradient_accumulation_steps":
-                return value.steps
+                return 1 if value.steps is None else value.steps
             if name in ("is_main_process", "is_local_main_process"):
                 return Maybe(f"{value.name}.{name}", False, span)
             return v.Bound(value, name)
@@ -574,6 +592,9 @@ class Library:
             if base.owner is not None:
                 self.adopt(base, value, span)
             return
+        if kind is v.Accelerator and name == "gradient_accumulation_steps":
+            base.steps = value
+            return
         if kind in (Opaque, Module, v.Optimizer, v.Scheduler, v.Accelerator, Loader, v.Engine):
             base.attrs[name] = value
             if kind is Module and type(value) is Module:
@@ -652,8 +673,8 @@ class Library:
             if type(index) is Opaque or isinstance(index, (str, int)):
                 if value and not isinstance(index, (str, int)):
                     return next(iter(value.values()))
-                made = self.opaque(f"{{}}[{self.key(index)}]", index if isinstance(index, str) else "<item>")
-                return made
+                name = index if isinstance(index, str) else "<item>"
+                return self.opaque(f"{{}}[{self.key(index)}]", name, batch=self.batch_of(value))
             return self.opaque(f"item:{span.row}", "<item>")
         if kind is Opaque:
             key = self.key(index)
@@ -1174,7 +1195,10 @@ class Library:
         return made
 
     def is_forward_call(self: Machine, callee: Opaque, values: list[Value]) -> bool:
-        return bool(self.batch_of(values)) or any(self._graphed(one) for one in values)
+        """Whether calling something unknown runs a model: it is given data, or its parameters were asked for before."""
+        if self.batch_of(values) or any(self._graphed(one) for one in values):
+            return True
+        return callee.owner is not None and bool(values)
 
     def _graphed(self: Machine, value: Value) -> bool:
         return type(value) in (Tensor, Opaque) and bool(value.graph)
@@ -1188,6 +1212,13 @@ class Library:
             if type(one) is v.Optimizer or (type(one) is Opaque and "<optimizer>" in one.attrs):
                 self.event("opaque", span, what=what, value=one)
                 return
+        words = set(names.words(what))
+        if words & _GRADIENT_WORDS and "clip" not in words:
+            owners = NOBODY.union(*(self.owners_of(one) for one in values if type(one) in (Module, Instance, ParamSet, Opaque)))
+            if owners:
+                event = self.event("edit", span, how="unknown", what=what)
+                self.ledger.edit(self.covers(owners), lambda a: a, event)
+                self.unsure_edit(owners, event)
 
     def opaque_method(
         self: Machine,
@@ -1206,7 +1237,7 @@ class Library:
             return None
         if name == "zero_grad":
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
-                self.zero(NOBODY, span, "zero_grad", self.as_optimizer(base, span))
+                self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
                 self.zero(frozenset((self.owner_of(base),)), span, "module zero_grad")
             return None
@@ -1228,6 +1259,8 @@ class Library:
         if name in ("detach", "item", "tolist", "numpy", "detach_", "cpu"):
             if name == "cpu":
                 return base
+            if name == "item":
+                return self.measured(f"{base.key}.item()", base.batch)
             return self.opaque(f"{base.key}.{name}()", base.name, batch=base.batch)
         if name in ("mean", "sum") and base.graph:
             tensor = Tensor(base.owners, True, batch=base.batch)
@@ -1513,6 +1546,9 @@ class Library:
                     self.as_scheduler(one).gate = owner
             return args[0] if len(args) == 1 else tuple(args)
         if name == "accumulate":
+            if owner.steps is None:
+                # Nobody set the steps here, but the window is used: the launcher or the environment sets them.
+                owner.steps = self.number(f"{owner.name}.gradient_accumulation_steps", "gradient_accumulation_steps")
             return ("accumulate", owner)
         if name in ("clip_grad_norm_", "clip_grad_value_"):
             self.event("clip", span)
@@ -1610,7 +1646,7 @@ class Library:
             return None
         if name in ("detach", "detach_", "numpy", "tolist", "item", "data"):
             if name == "item":
-                return self.opaque("item()", "loss", batch=frozenset())
+                return self.measured("item()", frozenset())
             return Tensor(batch=owner.batch, size=owner.size)
         if name in ("mean", "sum"):
             return self.reduced(owner, name, args, keywords, span)
@@ -1914,7 +1950,9 @@ class Library:
             if self.grad_enabled and owners:
                 none = any(type(one) is Tensor and one.reduction == "none" for one in values)
                 return Tensor(owners, True, size=self.size_of(args), batch=batch, reduction="none" if none else "")
-            return Tensor(batch=batch, size=self.size_of(args)) if batch or args else self.opaque(f"{path}()", last)
+            if batch or any(type(one) in (Tensor, Param, v.Grad) for one in values):
+                return Tensor(batch=batch, size=self.size_of(args))
+            return self.opaque(f"{path}({','.join(self.key(one) for one in args[:2])})", "<" + last)
         literal = {
             name: value for name, value in keywords.items() if isinstance(value, (str, int, float, bool, type(None)))
         }
@@ -2004,6 +2042,9 @@ def _is_accelerator(name: str) -> bool:
 
 
 _KEEPS_GRAD = frozenset("clone detach to cpu cuda float double half view flatten reshape data".split())
+
+
+_GRADIENT_WORDS = frozenset("grad grads gradient gradients scale average allreduce unscale normalize".split())
 
 
 class _NotHandled:

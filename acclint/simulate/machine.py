@@ -7,6 +7,7 @@ when they are called is in `library.py`. The machine writes a `Run`.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -114,6 +115,7 @@ class Machine(Library):
         self.owners: dict[str, Owner] = {}
         self.templates: dict[Any, Value] = {}
         self.last_batch = False
+        self.evaluations: dict[Span, int] = {}
         self.wild: dict[Owner, v.Optimizer] = {}
         self.replaying = 0
         self.sent: dict[int, tuple[Tensor, int]] = {}
@@ -195,10 +197,14 @@ class Machine(Library):
                 value.name = target.id
             elif type(value) in _NAMED and value.name[:1] in "<":
                 value.name = target.id
+            elif type(value) is Num and self.world.is_accumulation(target.id):
+                value = self.as_steps(value)
             scope = frame.outer.get(target.id, frame)
             scope.vars[target.id] = value
         elif kind is p.Attr:
             assert isinstance(target, p.Attr)
+            if type(value) is Num and self.world.is_accumulation(target.name):
+                value = self.as_steps(value)
             self.store_attribute(self.eval(target.value, frame), target.name, value, target.span)
         elif kind is p.Index:
             assert isinstance(target, p.Index)
@@ -209,6 +215,12 @@ class Machine(Library):
         elif kind is p.Star:
             assert isinstance(target, p.Star)
             self.assign(target.value, value, frame)
+
+    def as_steps(self, value: Num) -> Value:
+        """A computed number that is given the name of the accumulation steps: it must be a usable window."""
+        if value.roots and value.born != NOWHERE and value.modulus is None and not 2 <= value.v <= 12:
+            self.world.learn(self.world.overrides, value.born, "k")
+        return value
 
     def unpack(self, targets: tuple[p.Expr, ...], value: Value, frame: Frame) -> None:
         stars = [i for i, target in enumerate(targets) if type(target) is p.Star]
@@ -310,6 +322,8 @@ class Machine(Library):
             return True
         if else_events and not body_events:
             return False
+        if not body_events and not stmt.orelse:
+            return not _RESUMING.search(text(stmt.test))
         return True
 
     def condition(self, test: p.Expr, frame: Frame, desired: Callable[[], bool], stmt: p.Stmt) -> tuple[bool, Guard]:
@@ -357,7 +371,12 @@ class Machine(Library):
                     guard.modulus = value.modulus[0]
                     guard.roots |= value.modulus[1]
                     guard.counter = value.modulus[2]
+                    frozen = self.frozen_counter(value, test, guard, desired, stmt)
+                    if frozen is not None:
+                        return frozen
                     self.learn_modulus(value.modulus, stmt)
+            if value.modulus is None and value.roots and isinstance(stmt, p.If):
+                return self.truth_of_size(value, test, guard, desired, stmt)
             return bool(value.v)
         if kind is bool or value is None or isinstance(value, (int, float, str, Fraction, tuple, list, dict)):
             return bool(value)
@@ -377,11 +396,55 @@ class Machine(Library):
             return True
         return True
 
+    def truth_of_size(
+        self, value: Num, test: p.Expr, guard: Guard | None, desired: Callable[[], bool], stmt: p.If
+    ) -> bool:
+        """A comparison with an unknown size: its outcome in this run says nothing, unless the size is the window's."""
+        roles = {self.role_of_root(root) for root in value.roots}
+        if not roles <= {"", "limit", "batch", "interval", "world"}:
+            return bool(value.v)
+        scanner = self.scanner
+        steps = "step" in scanner.reach(stmt.body) or "step" in scanner.reach(stmt.orelse)
+        if steps and not scanner.has_backward(stmt.body) and not scanner.has_backward(stmt.orelse):
+            if roles == {""} and len(value.roots) == 1 and self.loops:
+                self.world.learn(self.world.roles, next(iter(value.roots)), "k")
+            if "batch" in roles or "" in roles:
+                return bool(value.v)
+        key = text(test)
+        if guard is not None:
+            guard.unknown, guard.key = True, key
+        return self.choose(key, test.span, desired, stmt)
+
+    def frozen_counter(
+        self, value: Num, test: p.Expr, guard: Guard, desired: Callable[[], bool], stmt: p.Stmt | None
+    ) -> bool | None:
+        """A remainder of a counter that this file never raises: somebody else counts.
+
+        Where it gates an update it is taken to be true on every k-th evaluation; elsewhere it is an unknown condition.
+        """
+        assert value.modulus is not None
+        divisor, _, counter = value.modulus
+        unknown = {root for root in roots_of(counter) if self.role_of_root(root) in ("", "limit", "epochs")}
+        if not unknown or not isinstance(stmt, p.If):
+            return None
+        guard.unknown, guard.key = True, text(test)
+        steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
+        if not steps or not self.loops or self.scanner.has_backward(stmt.body):
+            return self.choose(guard.key, test.span, desired, stmt)
+        turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
+        boundary = isinstance(divisor, int) and divisor > 0 and turn % divisor == 0
+        equal = isinstance(test, p.Compare) and test.ops == ("==",)
+        return boundary if equal or not isinstance(test, p.Compare) else not boundary
+
+    def role_of_root(self, root: str) -> str:
+        return self.world.role_of(root, root.rpartition(".")[2].strip("'\"[]"))
+
     def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
         known = self.run.conditions.get(key)
         matters = False
         if stmt is not None and isinstance(stmt, p.If):
-            matters = self.scanner.has_events(stmt.body) or self.scanner.has_events(stmt.orelse)
+            body, orelse = self.scanner.has_events(stmt.body), self.scanner.has_events(stmt.orelse)
+            matters = (body and orelse) or (bool(self.loops) and (body or orelse))
         if known is not None:
             known.matters |= matters
             return known.value
@@ -670,7 +733,11 @@ class Machine(Library):
 
     def tunable(self, value: Value, key: str, name: str) -> Value:
         """A number that a user is meant to change (a default, a settings item): its value is only a hint."""
-        if isinstance(value, int) and not isinstance(value, bool) and self.world.is_accumulation(name):
+        if (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and (self.world.is_accumulation(name) or names.is_batch_size_name(name))
+        ):
             self.world.hints.setdefault(key, value)
             return self.number(key, name)
         return value
@@ -866,6 +933,9 @@ class Machine(Library):
                 spread = self.eval(value, frame)
                 if isinstance(spread, dict):
                     keywords.update({key: one for key, one in spread.items() if isinstance(key, str)})
+                    rest = [one for key, one in spread.items() if not isinstance(key, str)]
+                    if rest:
+                        keywords["**"] = rest
                 else:
                     keywords["**"] = spread
             else:
@@ -882,6 +952,8 @@ class Machine(Library):
         if a is not None and b is not None:
             return self.arithmetic(op, left, right, a, b, span)
         lt, rt = type(left), type(right)
+        if op in ("/", "*") and (b is not None or a is not None):
+            self.promote_loss(left if b is not None else right)
         if lt in _TENSORS or rt in _TENSORS or (lt is Opaque and left.graph) or (rt is Opaque and right.graph):
             return self.tensor_binary(op, left, right, span, augmented)
         if lt is v.Grad or rt is v.Grad or lt is v.Delta or rt is v.Delta or lt is Param or rt is Param:
@@ -995,6 +1067,9 @@ class Machine(Library):
                     found = False
                 return found if op == "in" else not found
             return Maybe(f"{self.key(left)} in {self.key(right)}", op == "not in", expr.span)
+        if self.is_data(left) or self.is_data(right):
+            batch = self.batch_of(left) | self.batch_of(right)
+            return self.opaque(text(expr), "<mask>", batch=batch)
         a, b = numeric(left), numeric(right)
         if (a is None) != (b is None):
             other = left if a is None else right
@@ -1387,6 +1462,7 @@ def _catches(kind: p.Expr | None, name: str) -> bool:
     return name in names_text or "Exception" in names_text
 
 
+_RESUMING = re.compile(r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST")
 MAX_K = 48
 OVER_K = frozenset(("over k",))
 _TENSORS = (Tensor,)

@@ -58,6 +58,7 @@ class World:
     overrides: dict[Span, str] = field(default_factory=dict)
     hints: dict[str, Number] = field(default_factory=dict)
     literal_ks: set[int] = field(default_factory=set)
+    raised: set[str] = field(default_factory=set)
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
 
@@ -76,6 +77,8 @@ class World:
             return known
         if self.is_accumulation(name):
             return "k"
+        if name in self.raised and name not in ("size", "shape"):
+            return "counter"
         if names.is_batch_size_name(name) or names.is_micro_batch_size_name(name) or name in ("size", "shape"):
             return "batch"
         if names.is_epoch_name(name):
@@ -110,13 +113,15 @@ class World:
         if role == "epochs":
             return hint if isinstance(hint, int) and 1 < hint <= 3 else assignment.epochs
         if role == "batch":
-            return assignment.batch
+            return hint if isinstance(hint, int) and hint > 0 else assignment.batch
         if role == "length":
             return self.turns(assignment)
         if role == "interval":
             return assignment.interval
         if role == "world":
             return 1
+        if role == "counter":
+            return 0
         if role == "limit":
             return 100_003
         return _PRIMES[(order + assignment.shift) % len(_PRIMES)]

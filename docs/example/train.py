@@ -1,5 +1,6 @@
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
 ACCUMULATION_STEPS = 4
@@ -10,7 +11,7 @@ loader = DataLoader(data, batch_size=8, shuffle=True)
 model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3))
 criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=len(loader) * EPOCHS)
+scheduler = OneCycleLR(optimizer, 0.1, total_steps=len(loader) * EPOCHS)
 
 for epoch in range(EPOCHS):
     running_loss = 0.0

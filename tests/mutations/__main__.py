@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.mutations.operators import HARMFUL, HARMLESS
-from tests.mutations.run import every, keep, run, sample, sources, table
+from tests.mutations.run import keep, run, run_all, sample, sources, table
 
 
 def main() -> int:
@@ -32,12 +32,13 @@ def main() -> int:
     if not scripts:
         parser.error(f"no script with {options.source!r} in its name")
     began = time.monotonic()
-    mutants = every(scripts, options.seed) if options.all else sample(scripts, options.sample, options.seed)
-    chosen = [m for m in mutants if not options.operator or options.operator in [name for name, _ in m.operators]]
-    made = time.monotonic()
-    print(f"{len(chosen)} mutants in {made - began:.0f} s", file=sys.stderr)
-    results = run(chosen, scripts, jobs=options.jobs, store=options.cache)
-    print(f"judged in {time.monotonic() - made:.0f} s", file=sys.stderr)
+    if options.all:
+        made = run_all(scripts, options.seed, operator=options.operator, jobs=options.jobs, store=options.cache)
+        results = [*made]
+    else:
+        mutants = sample(scripts, options.sample, options.seed, options.operator)
+        results = run(mutants, scripts, jobs=options.jobs, store=options.cache)
+    print(f"{len(results)} mutants in {time.monotonic() - began:.0f} s", file=sys.stderr)
     text = table(results)
     if options.table:
         options.table.write_text(text, encoding="utf-8")

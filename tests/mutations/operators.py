@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import libcst as cst
 
-from tests.mutations.script import Block, Edit, Loop, Script, Statement, statement
+from tests.mutations.script import Edit, Loop, Script, Statement, statement
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,10 @@ def fresh(script: Script, wish: str) -> str:
     return wish
 
 
-def copy(node: Statement) -> Statement:
+def copy(node: cst.CSTNode) -> Statement:
+    """A statement to be used at another place."""
     clone = node.deep_clone()
+    assert isinstance(clone, (cst.SimpleStatementLine, cst.BaseCompoundStatement))
     return clone.with_changes(leading_lines=[])
 
 
@@ -406,11 +408,11 @@ def raise_counter_twice(script: Script) -> Iterator[Change]:
 
 @harmful("skip-boundary")
 def skip_boundary(script: Script) -> Iterator[Change]:
-    """`continue` between backward and the guard in every third micro-iteration."""
+    """`continue` between backward and the guard at every second boundary."""
     for node in moduli(script):
         guard = next((up for up in script.above(node) if isinstance(up, cst.If)), None)
         if guard is not None and guard in script.guards and script.loops_around(guard):
-            skip = statement(f"if ({script.code(node.left)}) % 3 == 0:\n    continue\n")
+            skip = statement(f"if ({script.code(node.left)}) % (2 * {script.code(node.right)}) == 0:\n    continue\n")
             yield changed(script, guard, Edit(before={guard: [skip]}))
 
 
@@ -518,15 +520,8 @@ def renamable(script: Script) -> list[str]:
             pinned |= script.stored(line)
             if isinstance(line, cst.FunctionDef):
                 pinned |= {"self", "cls"}
-    for node in script.find(
-        (cst.AssignTarget, cst.AugAssign, cst.AnnAssign, cst.For, cst.NamedExpr, cst.CompFor, cst.AsName)
-    ):
-        target = node.name if isinstance(node, cst.AsName) else node.target
-        names.update(
-            (name.value, None)
-            for name in script.walk(target)
-            if isinstance(name, cst.Name) and script.is_variable(name)
-        )
+    for target in script.bindings():
+        names.update((n.value, None) for n in script.walk(target) if isinstance(n, cst.Name) and script.is_variable(n))
     for function in script.find(cst.FunctionDef):
         names[function.name.value] = None
         names.update((parameter.name.value, None) for parameter in script.find(cst.Param, function.params))
@@ -594,23 +589,30 @@ def alias(script: Script) -> Iterator[Change]:
                 yield changed(script, loop, edit)
 
 
+def pairs(script: Script) -> Iterator[tuple[cst.SimpleStatementLine, cst.SimpleStatementLine]]:
+    """Neighbouring simple statements, outside of class bodies."""
+    for first in script.lines:
+        block = script.block_of(first)
+        index = list(block.body).index(first) + 1
+        second = block.body[index] if index < len(block.body) else None
+        if isinstance(second, cst.SimpleStatementLine) and not isinstance(script.parents.get(block), cst.ClassDef):
+            yield first, second
+
+
 @harmless("tuple-unpacking")
 def tuple_unpacking(script: Script) -> Iterator[Change]:
     """Two neighbouring assignments made one, and a batch unpacked in the body instead of the head of the loop."""
-    for block in script.find((cst.Module, cst.IndentedBlock)):
-        for first, second in zip(block.body, block.body[1:], strict=False):
-            a, b = script.small(first, cst.Assign), script.small(second, cst.Assign)
-            if a is None or b is None or len(a.targets) != 1 or len(b.targets) != 1:
-                continue
-            left, right = a.targets[0].target, b.targets[0].target
-            if not (isinstance(left, cst.Name) and isinstance(right, cst.Name)) or isinstance(
-                script.parents.get(block), cst.ClassDef
-            ):
-                continue
-            if left.value not in script.names(b.value) and left.value != right.value:
-                joined = statement(f"{left.value}, {right.value} = {script.code(a.value)}, {script.code(b.value)}")
-                if not isinstance(a.value, cst.Tuple) and not isinstance(b.value, cst.Tuple):
-                    yield changed(script, first, Edit(replace={first: joined, second: None}))
+    for first, second in pairs(script):
+        a, b = script.small(first, cst.Assign), script.small(second, cst.Assign)
+        if a is None or b is None or len(a.targets) != 1 or len(b.targets) != 1:
+            continue
+        left, right = a.targets[0].target, b.targets[0].target
+        if not (isinstance(left, cst.Name) and isinstance(right, cst.Name)):
+            continue
+        if left.value not in script.names(b.value) and left.value != right.value:
+            joined = statement(f"{left.value}, {right.value} = {script.code(a.value)}, {script.code(b.value)}")
+            if not isinstance(a.value, cst.Tuple) and not isinstance(b.value, cst.Tuple):
+                yield changed(script, first, Edit(replace={first: joined, second: None}))
     for loop in script.micro_loops:
         if isinstance(loop, cst.For):
             for target in script.find(cst.Tuple, loop.target):
@@ -633,18 +635,14 @@ def extract(script: Script, lines: list[Statement], name: str, *, closure: bool 
         for node in script.walk(line):
             if isinstance(node, (cst.Break, cst.Continue, cst.Return, cst.Global, cst.Nonlocal, cst.Yield, cst.Del)):
                 return None
-    arena = script.arena(lines[0])
-    if any(isinstance(up, cst.ClassDef) for up in script.above(lines[0])) and script.function_of(lines[0]) is None:
-        return None
     function = script.function_of(lines[0])
-    local = {name for name in script.stored(arena) if _assigned_in(script, arena, lines, name)}
-    if function is not None:
-        local |= {parameter.name.value for parameter in script.find(cst.Param, function.params)}
-    defined = {node.name.value for node in script.find((cst.FunctionDef, cst.ClassDef), arena)}
+    if function is None and any(isinstance(up, cst.ClassDef) for up in script.above(lines[0])):
+        return None
+    elsewhere, earlier = _bound_elsewhere(script, lines), _bound_elsewhere(script, lines, before=True)
     bound: set[str] = set()
     reads: dict[str, None] = {}
     for line in lines:
-        augmented = script.small(line, cst.AugAssign)
+        simple = isinstance(line, cst.SimpleStatementLine)
         assign = script.small(line, cst.Assign)
         read = script.names(line)
         if assign is not None:
@@ -653,17 +651,11 @@ def extract(script: Script, lines: list[Statement], name: str, *, closure: bool 
                 if not isinstance(target.target, (cst.Name, cst.Tuple, cst.List)):
                     read |= script.names(target.target)
         stored = script.stored(line)
-        if augmented is not None:
-            reads.update((n, None) for n in sorted(stored) if n not in bound)
-        reads.update((n, None) for n in sorted(read) if n in local and n not in bound and n not in defined)
-        if not isinstance(line, cst.SimpleStatementLine) and stored:
-            bound |= stored
-            reads.update((n, None) for n in sorted(stored) if n in local and _bound_before(script, line, n))
-            if any(not _bound_before(script, line, n) and _read_outside(script, lines, n) for n in stored):
-                return None
+        if not simple and any(n not in earlier | bound and _read_outside(script, lines, n) for n in stored):
+            return None
+        reads.update((n, None) for n in sorted(read - bound) if n in (elsewhere if simple else earlier))
         bound |= stored
     results = sorted(n for n in bound if _read_outside(script, lines, n))
-    block = script.block_of(lines[0])
     place: cst.CSTNode = lines[0]
     if closure:
         # The function stands before the outermost loop and binds the names of the function around it.
@@ -671,7 +663,7 @@ def extract(script: Script, lines: list[Statement], name: str, *, closure: bool 
         place = loops[-1] if loops else lines[0]
         scope = "global" if function is None else "nonlocal"
         head = [statement(f"{scope} {', '.join(sorted(bound))}")] if bound else []
-        if function is not None and any(not _assigned_in(script, arena, lines, n) for n in bound):
+        if function is not None and not bound <= elsewhere:
             return None
         definition = statement(f"def {name}():\n    pass\n")
         call = statement(f"{name}()")
@@ -694,33 +686,24 @@ def extract(script: Script, lines: list[Statement], name: str, *, closure: bool 
     definition = definition.with_changes(body=cst.IndentedBlock([*head, *map(copy, lines), *tail]))
     edit = Edit(replace={line: None for line in lines}, before={place: [definition]})
     edit.before.setdefault(lines[0], []).append(call)
-    assert isinstance(block, (cst.IndentedBlock, cst.Module))
     return edit
 
 
-def _bound_before(script: Script, line: Statement, name: str) -> bool:
-    function = script.function_of(line)
-    if function is not None and name in {parameter.name.value for parameter in script.find(cst.Param, function.params)}:
-        return True
-    arena = script.arena(line)
-    return any(name in script.stored(other) and script.line(other) < script.line(line) for other in arena.body)
-
-
-def _assigned_in(script: Script, arena: Block, lines: list[Statement], name: str) -> bool:
-    """Whether the function around binds the name somewhere else too, as `nonlocal` needs."""
+def _bound_elsewhere(script: Script, lines: list[Statement], *, before: bool = False) -> set[str]:
+    """Names that the function around these statements (or the module) binds outside of them, or above them."""
     chosen = set(lines)
-    for other in script.find((cst.SimpleStatementLine, cst.For, cst.With), arena):
-        if other in chosen or any(up in chosen for up in script.above(other)):
+    function = script.function_of(lines[0])
+    found: set[str] = set()
+    if function is not None:
+        found |= {parameter.name.value for parameter in script.find(cst.Param, function.params)}
+        found |= {inner.name.value for inner in script.find(cst.FunctionDef, function.body)}
+    for target in script.bindings(script.arena(lines[0])):
+        if isinstance(script.parents[target], cst.CompFor) or script.function_of(target) is not function:
             continue
-        if isinstance(other, cst.SimpleStatementLine):
-            if name in script.stored(other):
-                return True
-        elif isinstance(other, cst.For):
-            if name in script.targets(other.target):
-                return True
-        elif any(item.asname is not None and name in script.targets(item.asname.name) for item in other.items):
-            return True
-    return False
+        if before and script.line(target) >= script.line(lines[0]) or any(up in chosen for up in script.above(target)):
+            continue
+        found |= script.targets(target)
+    return found
 
 
 def _read_outside(script: Script, lines: list[Statement], name: str) -> bool:
@@ -738,7 +721,7 @@ def runs_with(script: Script, wanted: set[cst.SimpleStatementLine], *, simple: b
         if line not in wanted or line in seen:
             continue
         block = script.block_of(line)
-        body = list(block.body)
+        body: list[Statement] = list(block.body)  # type: ignore[arg-type]
         first = last = body.index(line)
 
         def fits(node: Statement) -> bool:
@@ -868,16 +851,10 @@ def constants(script: Script) -> list[tuple[cst.SimpleStatementLine, str, str]]:
             continue
         target = assign.targets[0].target
         if isinstance(target, cst.Name) and isinstance(line, cst.SimpleStatementLine):
-            bindings = sum(
-                1
-                for node in script.find(
-                    (cst.AssignTarget, cst.AugAssign, cst.AnnAssign, cst.For, cst.NamedExpr, cst.CompFor)
-                )
-                for name in script.walk(node.target)
-                if isinstance(name, cst.Name) and name.value == target.value
-            )
+            bindings = sum(target.value in script.targets(node) for node in script.bindings())
             parameters = {parameter.name.value for parameter in script.find(cst.Param)}
-            if bindings == 1 and target.value not in parameters:
+            # A setting of 1 is one that a user may change: no longer the constant 1.
+            if bindings == 1 and target.value not in parameters and script.code(assign.value) != "1":
                 found.append((line, target.value, script.code(assign.value)))
     return found
 
@@ -1133,7 +1110,7 @@ def zero_form(script: Script) -> Iterator[Change]:
     """The gradients cleared through the model, where one model and one optimizer are all there is."""
     single = len(script.models) == 1 and len(script.optimizers) == 1
     for zero in script.zeros:
-        owner = script.code(script.called(zero).func.value)  # type: ignore[union-attr,attr-defined]
+        owner = script.code(script.called(zero).func.value)  # type: ignore[union-attr]
         for text in (f"{owner}.zero_grad(set_to_none=True)", f"{owner}.zero_grad()"):
             if script.code(zero) != text:
                 yield changed(script, zero, Edit(replace={zero: statement(text)}))

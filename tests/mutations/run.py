@@ -14,19 +14,21 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 
-from acclint.findings import Confidence
+import libcst as cst
+
+from acclint.findings import Confidence, FileResult
 from acclint.probe import OracleError, measure
-from tests.mutations.label import Label, Summary, label
+from tests.mutations.label import Label, Summary, all_ones, label
 from tests.mutations.operators import HARMFUL, HARMLESS, Change
 from tests.mutations.script import Script
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 10.0
-FORMAT = "1"  # of the cached summaries; raise it when `Summary` or the ledger changes
+FORMAT = "3"  # of the cached summaries; raise it when `Summary` or the ledger changes
 NO_OPERATOR = "unchanged"
 
 
@@ -56,6 +58,7 @@ class Result:
     sure: tuple[str, ...] = ()  # the codes among them with high confidence
     message: str = ""
     error: str = ""
+    matrix: str = ""  # "equal" or "differs" where the predicted and the measured matrix can be compared
 
     @property
     def agrees(self) -> bool:
@@ -83,18 +86,24 @@ def sources(root: Path = ROOT) -> dict[str, str]:
 # --- generation ------------------------------------------------------------------------------------------------------
 
 
-@cache
-def changes(text: str, operator: str) -> tuple[Change, ...]:
-    """All that one operator makes of a text; the texts differ from it and from each other."""
+def fitting(text: str, operator: str) -> Iterator[Change]:
+    """All that one operator makes of a text, up to a form that it cannot write down."""
     function = HARMFUL.get(operator) or HARMLESS[operator]
-    found: dict[str, Change] = {}
-    for change in function(_script(text)):
-        if change.text != text:
-            found.setdefault(change.text, change)
-    return tuple(found.values())
+    try:
+        for change in function(_script(text)):
+            if change.text != text:
+                yield change
+    except cst.ParserSyntaxError:
+        return
 
 
-@cache
+@lru_cache(512)
+def changes(text: str, operator: str) -> tuple[Change, ...]:
+    """The same, each text once."""
+    return tuple({change.text: change for change in fitting(text, operator)}.values())
+
+
+@lru_cache(256)
 def _script(text: str) -> Script:
     return Script(text)
 
@@ -109,7 +118,7 @@ def compose(mutant: Mutant, count: int, choice: random.Random) -> Mutant:
             break
         if name in used:
             continue
-        options = list(islice(HARMLESS[name](Script(mutant.text)), 4))
+        options = list(islice(fitting(mutant.text, name), 4))
         if options:
             change = choice.choice(options)
             mutant = Mutant(mutant.source, (*mutant.operators, (name, change.line)), change.text)
@@ -117,27 +126,26 @@ def compose(mutant: Mutant, count: int, choice: random.Random) -> Mutant:
     return mutant
 
 
-def every(scripts: dict[str, str], seed: int) -> Iterator[Mutant]:
+def every(source: str, text: str, seed: int) -> Iterator[Mutant]:
     """Each operator at each place, alone; each harmful one once more under up to three harmless ones."""
-    for source, text in scripts.items():
-        choice = random.Random(f"{seed}:{source}")
-        yield Mutant(source, (), text)
-        for name in HARMLESS:
-            for change in changes(text, name):
-                yield Mutant(source, ((name, change.line),), change.text)
-        for _ in range(8):
-            yield compose(Mutant(source, (), text), choice.randint(2, 3), choice)
-        for name in HARMFUL:
-            for change in changes(text, name):
-                mutant = Mutant(source, ((name, change.line),), change.text)
-                yield mutant
-                yield compose(mutant, choice.randint(1, 3), choice)
+    choice = random.Random(f"{seed}:{source}")
+    yield Mutant(source, (), text)
+    for name in HARMLESS:
+        for change in changes(text, name):
+            yield Mutant(source, ((name, change.line),), change.text)
+    for _ in range(8):
+        yield compose(Mutant(source, (), text), choice.randint(2, 3), choice)
+    for name in HARMFUL:
+        for change in changes(text, name):
+            mutant = Mutant(source, ((name, change.line),), change.text)
+            yield mutant
+            yield compose(mutant, choice.randint(1, 3), choice)
 
 
-def sample(scripts: dict[str, str], count: int, seed: int) -> Iterator[Mutant]:
+def sample(scripts: dict[str, str], count: int, seed: int, operator: str = "") -> Iterator[Mutant]:
     """`count` mutants, the operators in turn, each on a script where it fits, half of them composed."""
     choice = random.Random(str(seed))
-    operators = [*HARMFUL, *HARMLESS]
+    operators = [operator] if operator else [*HARMFUL, *HARMLESS]
     seen: set[str] = set()
     made = tries = 0
     while made < count and tries < 40 * count:
@@ -171,7 +179,7 @@ def summary(text: str, store: Path | None) -> Summary:
     try:
         result = Summary.of(measure(text, timeout=TIMEOUT))
     except OracleError as error:
-        return Summary(f"oracle: {error}", (), (), False, False, 0)
+        return Summary(f"oracle: {error}", (), (), False, 0, False, False, 0)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result.to_json()), encoding="utf-8")
@@ -192,20 +200,31 @@ def judge(mutant: Mutant, original: str, store: Path | None) -> Result:
         return Result(mutant, Label(dropped=f"no longer Python: {error.msg}"))
     if original not in _originals:
         _originals[original] = summary(original, store)
-    truth = label(summary(mutant.text, store), _originals[original], all_rules())
+    measured = summary(mutant.text, store)
+    truth = label(measured, _originals[original], all_rules())
     if truth.dropped:
         return Result(mutant, truth)
     try:
-        findings = check_text(mutant.text, mutant.source).findings
+        checked = check_text(mutant.text, mutant.source)
     except Exception as error:  # a crash of acclint is a disagreement to be listed, not the end of the run
         return Result(mutant, truth, error=f"{type(error).__name__}: {error}")
+    findings = checked.findings
     return Result(
         mutant,
         truth,
         tuple(sorted({finding.code for finding in findings})),
         tuple(sorted({finding.code for finding in findings if finding.confidence is Confidence.HIGH})),
         "; ".join(f"{finding.place.row}: {finding.code} {finding.message}" for finding in findings),
+        matrix=_compare(checked, measured) if truth.kind == "right" else "",
     )
+
+
+def _compare(checked: FileResult, measured: Summary) -> str:
+    """Whether acclint predicts a right matrix where torch measures one."""
+    rows = [row for loop in checked.loops for _, updates in loop.contributions for row in updates if any(row)]
+    if not rows or not all_ones(measured):
+        return ""
+    return "equal" if all(abs(value - 1) < 1e-4 for row in rows for value in row if value) else "differs"
 
 
 def _judge(work: tuple[Mutant, str, Path | None]) -> Result:
@@ -221,6 +240,27 @@ def run(
         return [_judge(item) for item in work]
     with ProcessPoolExecutor(jobs) as pool:
         return list(pool.map(_judge, work, chunksize=4))
+
+
+def _run_script(script: tuple[str, str], *, seed: int, operator: str, store: Path | None) -> list[Result]:
+    source, text = script
+    mutants = (m for m in every(source, text, seed) if operator in ("", *(name for name, _ in m.operators)))
+    unique = {mutant.text: mutant for mutant in reversed([*mutants])}
+    return [judge(mutant, text, store) for mutant in reversed(unique.values())]
+
+
+def run_all(
+    scripts: dict[str, str], seed: int, *, operator: str = "", jobs: int = 2, store: Path | None = None
+) -> Iterator[Result]:
+    """Make and judge all mutants, script by script; only those of one operator if it is given."""
+    work = partial(_run_script, seed=seed, operator=operator, store=store)
+    if jobs < 2:
+        for item in scripts.items():
+            yield from work(item)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        for results in pool.map(work, scripts.items()):
+            yield from results
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -260,12 +300,16 @@ def table(results: Sequence[Result]) -> str:
     for result in results:
         total.add(result)
     wrong = sum(result.badly_wrong for result in results)
+    matrices = Counter(result.matrix for result in results)
     lines = [
         "# Mutations: acclint against torch",
         "",
         f"{len(results)} mutants of {len({r.mutant.source for r in results})} scripts; {total.dropped} dropped"
         f" (they crash, or their numbers decide nothing); {total.judged} judged, agreement {total.share};"
         f" wrong with high confidence: {wrong}.",
+        "",
+        f"Where torch measures 1 everywhere, so does acclint in {matrices['equal']} of"
+        f" {matrices['equal'] + matrices['differs']} mutants.",
         "",
         "*right*: torch finds the original's contributions, so silence is right. *open*: the numbers fit more than one"
         " intention, so the rules named may be reported and need not be.",

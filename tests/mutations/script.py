@@ -207,6 +207,14 @@ class Script:
                 pending.extend(current.children)
         return found
 
+    def bindings(self, inside: cst.CSTNode | None = None) -> Iterator[cst.CSTNode]:
+        """Every target of an assignment, loop, comprehension, `with` or `:=`."""
+        for node in self._nodes if inside is None else self.walk(inside):
+            if isinstance(node, (cst.AssignTarget, cst.AugAssign, cst.AnnAssign, cst.For, cst.NamedExpr, cst.CompFor)):
+                yield node.target
+            elif isinstance(node, cst.AsName) and not isinstance(self.parents[node], cst.ImportAlias):
+                yield node.name
+
     # --- roles -------------------------------------------------------------------------------------------------------
 
     @staticmethod
@@ -234,13 +242,18 @@ class Script:
                 yield line, call, call.func.value
 
     def _built_by(self, known: frozenset[str], suffix: str) -> set[str]:
-        found = set()
+        found: set[str] = set()
         for assign in self.find(cst.Assign):
             for call in self.find(cst.Call, assign.value):
                 last = self.code(call.func).rsplit(".", 1)[-1]
                 if last in known or (suffix and last.endswith(suffix)):
                     found.update(self.code(target.target) for target in assign.targets)
         return found
+
+    @cached_property
+    def imported(self) -> set[str]:
+        """Every name in an import statement."""
+        return {name.value for line in self.find((cst.Import, cst.ImportFrom)) for name in self.find(cst.Name, line)}
 
     @cached_property
     def schedulers(self) -> set[str]:
@@ -304,7 +317,7 @@ class Script:
                 pending.append(node.left)
                 if not isinstance(node.operator, (cst.Divide, cst.Multiply)):
                     pending.append(node.right)
-        return found
+        return found - self.imported
 
     def guard_of(self, line: cst.CSTNode) -> cst.If | None:
         """The innermost `if` that a statement stands under, within its loop."""

@@ -474,8 +474,10 @@ def test_only_one_of_two_groups_zeroed(run) -> None:
                 model[0].zero_grad()
         """
     )
-    assert m.optimizers[0].updates[0].residual < 1e-6
-    assert m.optimizers[0].updates[1].residual > 1e-3
+    first, second = m.optimizers[0].updates
+    assert first.residual < 1e-6 and first.uneven == {}
+    assert second.residual > 1e-3
+    assert second.uneven == {t: pytest.approx((0.0, 1.0)) for t in range(4)}
 
 
 @pytest.mark.parametrize("max_norm", [0.2, 0.05])
@@ -526,6 +528,89 @@ def test_clip_by_value_is_no_factor(run) -> None:
         """
     )
     assert all(u.residual > 1e-3 for u in m.optimizers[0].updates)
+
+
+def test_gradients_of_replicas(run) -> None:
+    m = run(
+        """
+        import copy
+        replicas = [copy.deepcopy(model) for _ in range(2)]
+        for i in range(0, 8, 2):
+            for j, r in enumerate(replicas):
+                r.load_state_dict(model.state_dict())
+                r.zero_grad()
+                x, y = loader[i + j]
+                criterion(r(x), y).backward()
+            for p, a, b in zip(model.parameters(), *(r.parameters() for r in replicas)):
+                p.grad = (a.grad + b.grad) / 2
+            optimizer.step()
+        """
+    )
+    assert rows(m, k=2) == [ones(0, 1), ones(2, 3), ones(4, 5), ones(6, 7)]
+    assert len(m.optimizers) == 1  # loading weights is no update by hand
+
+
+def test_rows_that_were_not_sampled(run) -> None:
+    m = run(
+        """
+        table = nn.Embedding(5000, 8, sparse=True)
+        optimizer = torch.optim.SparseAdam(table.parameters())
+        for i in range(8):
+            (table(torch.tensor([i * 600])).pow(2).mean() / k).backward()
+            if (i + 1) % k == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        """
+    )
+    assert rows(m, 1) == [ones(0, 1, 2, 3), ones(4, 5, 6, 7)]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(run, reentrant: bool) -> None:
+    m = run(
+        f"""
+        from torch.utils.checkpoint import checkpoint
+        for i, (x, y) in enumerate(loader):
+            x.requires_grad_()
+            (criterion(checkpoint(model, x, use_reentrant={reentrant}), y) / k).backward()
+            if (i + 1) % k == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        """
+    )
+    assert rows(m) == [ones(0, 1, 2, 3), ones(4, 5, 6, 7)]
+
+
+def test_optimizer_made_anew_every_epoch(run) -> None:
+    m = run(
+        """
+        for epoch in range(2):
+            optimizer = torch.optim.AdamW(model.parameters())
+            for i, (x, y) in enumerate(loader):
+                (criterion(model(x), y) / k).backward()
+            optimizer.step()
+            model.zero_grad()
+        """,
+        batches=4,
+    )
+    assert rows(m, 1) == [ones(0, 1, 2, 3)] and rows(m, 2) == [ones(4, 5, 6, 7)]
+
+
+def test_one_loss_per_owner_in_one_call(run) -> None:
+    m = run(
+        """
+        actor, critic = nn.Linear(6, 3), nn.Linear(6, 3)
+        a = torch.optim.SGD(actor.parameters(), lr=0.1)
+        c = torch.optim.SGD(critic.parameters(), lr=0.1)
+        for i, (x, y) in enumerate(loader):
+            loss = criterion(actor(x), y) + 0.5 * F.mse_loss(critic(x), x[:, :3])
+            (loss / k).backward()
+        a.step()
+        c.step()
+        """,
+        batches=4,
+    )
+    assert rows(m, 1) == [ones(0, 1, 2, 3)] and rows(m, 2) == [times(0.5, 0, 1, 2, 3)]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -901,6 +986,29 @@ def test_manual_sgd_through_data(run) -> None:
     assert [u.line for u in m.optimizers[1].updates] == [OFFSET + 5] * 3
 
 
+def test_manual_momentum_and_autograd_grad(run) -> None:
+    m = run(
+        """
+        model = nn.Linear(6, 3)
+        params, speed = list(model.parameters()), [0.0] * 4
+        for x, y in loader[:3]:
+            criterion(model(x), y).backward()
+            with torch.no_grad():
+                for i, p in enumerate(params):
+                    speed[i] = 0.9 * speed[i] + p.grad
+                    p.sub_(0.1 * speed[i])
+            model.zero_grad()
+        for x, y in loader[3:5]:
+            found = torch.autograd.grad(criterion(model(x), y), params)
+            with torch.no_grad():
+                for p, g in zip(params, found):
+                    p.add_(g, alpha=-0.3)
+        """
+    )
+    assert rows(m, 1, 1) == [ones(t) for t in range(5)]
+    assert [u.lr for u in m.optimizers[1].updates] == [pytest.approx(0.1), None, None] + [pytest.approx(0.3)] * 2
+
+
 def test_optimizer_in_backward(run) -> None:
     m = run(
         """
@@ -1262,10 +1370,16 @@ def test_json_round_trip(run) -> None:
 
 
 def test_missing_script_and_missing_torch(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such script: nowhere\.py"):
+    with pytest.raises(OracleError, match=r"no such script: nowhere\.py"):
         measure("nowhere.py")
     with pytest.raises(OracleError, match="cannot start"):
         Oracle(tmp_path / "python").measure("pass\n")
+
+
+def test_the_shared_oracle(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("print('hello')\n")
+    assert measure(script).stdout == measure(str(script)).stdout == "hello\n"
 
 
 def test_server_that_dies_is_replaced(oracle: Oracle) -> None:

@@ -1,0 +1,135 @@
+"""A sample of mutated scripts, labelled by torch; `make mutations` runs all of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("torch") is None:
+    pytest.skip("labels need torch", allow_module_level=True)
+
+from acclint.probe import measure
+from tests.mutations.label import Label, Summary, label
+from tests.mutations.operators import HARMFUL, HARMLESS
+from tests.mutations.run import Mutant, Result, changes, compose, every, run, sample, sources, table
+from tests.mutations.script import Script
+
+MUTANTS, SEED = 240, 20
+BASE = Path(__file__).parent / "mutations"
+RULES = ["ACC001", "ACC002", "ACC004", "ACC005", "ACC006", "ACC007", "ACC014", "ACC015", "ACC016", "ACC021", "ACC023"]
+RULES += ["ACC030", "ACC031"]
+
+
+@pytest.fixture(scope="module")
+def results() -> list[Result]:
+    scripts = sources()
+    return run(sample(scripts, MUTANTS, SEED), scripts)
+
+
+def _complaints(results: list[Result]) -> str:
+    return "\n".join(
+        f"{result.mutant.name}\n  torch: {result.label}\n  acclint: {result.error or result.message or 'silent'}"
+        for result in results
+    )
+
+
+def test_acclint_agrees_with_torch(results: list[Result]) -> None:
+    judged = [result for result in results if not result.label.dropped]
+    wrong = [result for result in judged if not result.agrees]
+    assert len(judged) > 0.7 * MUTANTS
+    assert len(wrong) <= 0.01 * len(judged), _complaints(wrong)
+
+
+def test_no_mutant_is_wrong_with_high_confidence(results: list[Result]) -> None:
+    wrong = [result for result in results if result.badly_wrong]
+    assert not wrong, _complaints(wrong)
+
+
+def test_harmless_rewrites_are_right_by_torch(results: list[Result]) -> None:
+    # A harmless operator that changes the numbers is a mistake in the operator.
+    broken = [r for r in results if r.mutant.operator in HARMLESS and r.label.kind not in ("right", "dropped")]
+    assert not broken, _complaints(broken)
+
+
+def test_the_table_counts_every_judged_mutant(results: list[Result]) -> None:
+    text = table(results)
+    rows = [line.split("|")[1:] for line in text.splitlines() if line.count("|") == 9 and "judged" not in line]
+    assert sum(int(row[1]) for row in rows if row[1].strip().isdigit()) == 2 * sum(not r.label.dropped for r in results)
+
+
+def test_the_same_seed_makes_the_same_mutants() -> None:
+    scripts = {path.name: path.read_text() for path in BASE.glob("base_*.py")}
+    first, second = ([mutant.text for mutant in sample(scripts, 40, 7)] for _ in range(2))
+    assert first == second
+    assert first != [mutant.text for mutant in sample(scripts, 40, 8)]
+    assert len(set(first)) == 40
+
+
+@pytest.mark.parametrize("operator", [*HARMFUL, *HARMLESS])
+def test_every_operator_fits_somewhere_and_gives_python(operator: str) -> None:
+    fitting = 0
+    for path in BASE.glob("base_*.py"):
+        for change in changes(path.read_text(), operator):
+            compile(change.text, path.name, "exec")
+            fitting += 1
+            assert change.line >= 1
+    assert fitting or operator in ("scheduler-in-guard",)
+
+
+def test_markers_do_not_survive() -> None:
+    assert "expect" not in Script("x = 1  # expect-info: ACC007\n").text
+
+
+def test_composition_stacks_harmless_rewrites() -> None:
+    text = (BASE / "base_plain.py").read_text()
+    mutant = compose(Mutant("base", (), text), 3, random.Random(5))
+    assert len(mutant.operators) == 3
+    assert all(name in HARMLESS for name, _ in mutant.operators)
+    assert all(mutant.text for mutant in every("base", "x = 1\n", 1))
+
+
+@pytest.fixture(scope="module")
+def plain() -> tuple[str, Summary]:
+    text = (BASE / "base_plain.py").read_text()
+    return text, Summary.of(measure(text))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "codes"),
+    [
+        ("loss = loss / K", "pass", {"ACC001"}),
+        ("        optimizer.zero_grad()", "pass", {"ACC015"}),
+        ("        outputs =", "        optimizer.zero_grad()\n        outputs =", {"ACC002"}),
+        ("(i + 1) % K == 0", "i % K == 0", {"ACC006"}),
+        ("(i + 1) % K == 0", "True", {"ACC016"}),
+        ("seen += loss.item()", "seen += loss", {"ACC005"}),
+        ("            scheduler.step()", "        scheduler.step()", {"ACC004"}),
+        ("        loss.backward()", "        if (i + 1) % K == 0: loss.backward()", {"ACC030"}),
+    ],
+)
+def test_labels_come_from_numbers(plain: tuple[str, Summary], old: str, new: str, codes: set[str]) -> None:
+    text, original = plain
+    assert old in text
+    found = label(Summary.of(measure(text.replace(old, new))), original, RULES)
+    assert found.kind == "wrong", found
+    assert found.agrees(codes)
+    assert not found.agrees({"ACC003"} | codes)
+    assert not found.agrees(())
+
+
+def test_another_spelling_is_right(plain: tuple[str, Summary]) -> None:
+    text, original = plain
+    spelled = text.replace("(i + 1) % K == 0", "not (i + 1) % K").replace("loss / K", "loss * (1 / K)")
+    assert label(Summary.of(measure(spelled)), original, RULES) == Label()
+
+
+def test_a_summary_survives_json(plain: tuple[str, Summary]) -> None:
+    assert Summary.from_json(plain[1].to_json()) == plain[1]
+
+
+def test_a_crash_is_dropped(plain: tuple[str, Summary]) -> None:
+    crashed = Summary.of(measure("import torch\nraise ValueError(3)\n"))
+    assert label(crashed, plain[1], RULES).kind == "dropped"
