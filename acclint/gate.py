@@ -22,6 +22,16 @@ _VOCABULARY = re.compile(
 )
 
 
+# An evaluation that adds up or collects what still has its graph: the ways to write it that acclint understands.
+_KEEPS = re.compile(
+    rb"(?i:loss\w*(?:\[[^\]\n]*\])?\s*\+=|\+=\s*[\w.]*(?:loss|criterion))"
+    rb"|\.append\(\s*(?i:[\w.]*(?:loss|criterion|model|net|logits?|outs?|outputs?|preds?|scores?))\b"
+)
+
+
 def may_train(data: bytes) -> bool:
-    """Whether `data`, the raw bytes of a source file, has a word without which no training loop is written."""
-    return _VOCABULARY.search(data) is not None
+    """Whether `data`, the raw bytes of a source file, has a word without which no training loop is written.
+
+    Or, in a file about torch, one that an evaluation which keeps its losses' graphs has.
+    """
+    return _VOCABULARY.search(data) is not None or (b"torch" in data and _KEEPS.search(data) is not None)

@@ -166,6 +166,11 @@ def _readable(text: str) -> SyntaxError | None:
 _PYTHON_CELLS = frozenset({"capture", "time", "timeit", "prun", "python", "python3", "memit", "mprun", "lprun", "heat"})
 _MAGIC_LINE = re.compile(r"^(\s*)(%|!|\?|,|;|/(?=\w))")
 _MAGIC_VALUE = re.compile(r"^(\s*[\w.,\s\[\]\"']+?=\s*)([%!](?![=]).*)$")
+# Commands that IPython runs without a percent sign.
+_AUTOMAGIC = re.compile(
+    r"(\s*)(?:cd|ls|pip3?|conda|pwd|mkdir|rm|cp|mv|cat|man|more|less|clear|git|apt|apt-get|wget|unzip)"
+    r"(?:$|\s+(?![=(\[,+*/%<>|&:]|-[^-\w]|in\b|is\b|and\b|or\b|if\b|not\b|for\b))"
+)
 _HELP_LINE = re.compile(r"^(\s*)[%\w.]+\?{1,2}\s*$")
 
 
@@ -241,6 +246,9 @@ def _without_magics(text: str) -> str:
             return "\n" * (len(lines) - 1)
     elif parses(text) is None:
         return "\n".join(lines)
+    if re.match(r"[ \t]", next((line for line in lines if line.strip()), "")):
+        # IPython takes a cell's common indentation away.
+        lines = textwrap.dedent("\n".join(lines)).split("\n")
     result: list[str] = []
     inside = _Inside()
     continued = False
@@ -250,7 +258,7 @@ def _without_magics(text: str) -> str:
             result.append("")
             continue
         if inside.code():
-            if match := _MAGIC_LINE.match(line) or _HELP_LINE.match(line):
+            if match := _MAGIC_LINE.match(line) or _HELP_LINE.match(line) or _AUTOMAGIC.match(line):
                 continued = line.rstrip().endswith("\\")
                 result.append(match[1] + "pass")
                 continue

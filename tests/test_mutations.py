@@ -23,12 +23,6 @@ RULES = ["ACC001", "ACC002", "ACC004", "ACC005", "ACC006", "ACC007", "ACC014", "
 RULES += ["ACC030", "ACC031"]
 
 
-@pytest.fixture(scope="module")
-def results() -> list[Result]:
-    scripts = sources()
-    return run(sample(scripts, MUTANTS, SEED), scripts)
-
-
 def _complaints(results: list[Result]) -> str:
     return "\n".join(
         f"{result.mutant.name}\n  torch: {result.label}\n  acclint: {result.error or result.message or 'silent'}"
@@ -36,28 +30,21 @@ def _complaints(results: list[Result]) -> str:
     )
 
 
-def test_acclint_agrees_with_torch(results: list[Result]) -> None:
+def test_acclint_agrees_with_torch() -> None:
+    scripts = sources()
+    results = run(sample(scripts, MUTANTS, SEED), scripts)
     judged = [result for result in results if not result.label.dropped]
-    wrong = [result for result in judged if not result.agrees]
-    assert len(judged) > 0.7 * MUTANTS
-    assert len(wrong) <= 0.01 * len(judged), _complaints(wrong)
-
-
-def test_no_mutant_is_wrong_with_high_confidence(results: list[Result]) -> None:
-    wrong = [result for result in results if result.badly_wrong]
-    assert not wrong, _complaints(wrong)
-
-
-def test_harmless_rewrites_are_right_by_torch(results: list[Result]) -> None:
+    assert len(judged) > 0.8 * MUTANTS
     # A harmless operator that changes the numbers is a mistake in the operator.
-    broken = [r for r in results if r.mutant.operator in HARMLESS and r.label.kind not in ("right", "dropped")]
+    broken = [r for r in judged if r.mutant.operator in HARMLESS and r.label.kind != "right"]
     assert not broken, _complaints(broken)
-
-
-def test_the_table_counts_every_judged_mutant(results: list[Result]) -> None:
-    text = table(results)
-    rows = [line.split("|")[1:] for line in text.splitlines() if line.count("|") == 9 and "judged" not in line]
-    assert sum(int(row[1]) for row in rows if row[1].strip().isdigit()) == 2 * sum(not r.label.dropped for r in results)
+    rows = [line.split("|")[1:] for line in table(results).splitlines() if line.count("|") == 9]
+    assert sum(int(row[1]) for row in rows if row[1].strip().isdigit()) == 2 * len(judged)
+    # The truth itself.
+    badly = [result for result in judged if result.badly_wrong]
+    assert not badly, "wrong with high confidence:\n" + _complaints(badly)
+    wrong = [result for result in judged if not result.agrees]
+    assert len(wrong) <= 0.01 * len(judged), _complaints(wrong)
 
 
 def test_the_same_seed_makes_the_same_mutants() -> None:
@@ -106,7 +93,7 @@ def plain() -> tuple[str, Summary]:
         ("(i + 1) % K == 0", "i % K == 0", {"ACC006"}),
         ("(i + 1) % K == 0", "True", {"ACC016"}),
         ("seen += loss.item()", "seen += loss", {"ACC005"}),
-        ("            scheduler.step()", "        scheduler.step()", {"ACC004"}),
+        ("    seen = 0.0\n    for", "    seen = 0.0\n    for _ in range(18): scheduler.step()\n    for", {"ACC004"}),
         ("        loss.backward()", "        if (i + 1) % K == 0: loss.backward()", {"ACC030"}),
     ],
 )

@@ -103,7 +103,7 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: list[Report] = []
     for view in views(analysis, run):
-        if view.k < 2 or _divided_rate(view):
+        if view.k < 2:
             continue
         for report in _undivided(view):
             found.append(report)
@@ -121,6 +121,8 @@ def _divided_rate(view: View) -> bool:
 
 def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
     """The backward sites whose mean loss enters every full window with weight 1 a micro-batch, with their numbers."""
+    if _divided_rate(view):
+        return {}
     suspects: dict[tuple[Span, ...], list[int]] = {}
     cleared: set[tuple[Span, ...]] = set()
     for window in view.full:

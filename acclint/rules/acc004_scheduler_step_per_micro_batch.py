@@ -10,7 +10,7 @@ from acclint.findings import Confidence, Severity
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, views, weaker
 from acclint.simulate.trace import Event, Loop, Run
-from acclint.simulate.values import Scheduler, numeric, roots_of
+from acclint.simulate.values import Num, Scheduler, Value, numeric, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -133,7 +133,6 @@ def _lane_of(scheduler: Scheduler, accumulating: list[View]) -> View | None:
 
 
 def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | None:
-    run = view.run
     micro = view.micro
     if micro is None or micro.kind == "call":
         return None
@@ -163,12 +162,13 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             assumptions=view.notes(),
             evidence=view.proof(),
         )
-    horizon = _horizon(scheduler)
-    unit = _unit(view, horizon, micro_batches, updates)
-    if horizon is not None:
+    unit = _unit(view, scheduler, micro_batches)
+    if per_update and unit == "updates":
+        return None
+    if numeric(_horizon(scheduler)) is not None:
         notes = [*notes, ("the schedule's length", scheduler.span)]
     if per_micro:
-        if unit == "micro-batches":
+        if unit.startswith("micro-batches"):
             return None
         severity = Severity.ERROR if unit == "updates" else Severity.WARNING
         assumptions = list(view.notes())
@@ -190,19 +190,21 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             assumptions=tuple(assumptions),
             evidence=view.proof(),
         )
-    if unit == "micro-batches":
+    if unit:
+        whole = (
+            f"only the first 1/{view.k_text or view.k} of it runs (with k = {view.k}, a linear decay ends at "
+            f"{1 - 1 / view.k:.2f} of the learning rate instead of 0)"
+        )
         return Report(
             scheduler.span,
-            f"the schedule is as long as the number of micro-batches, but it is stepped once per update: only the first "
-            f"1/{view.k_text or view.k} of it runs (with k = {view.k}, a linear decay ends at "
-            f"{1 - 1 / view.k:.2f} of the learning rate instead of 0)",
+            "the schedule's length counts micro-batches, but it is stepped once per update: "
+            + (whole if unit == "micro-batches" else f"it takes {k} times as many epochs as its length says"),
             Severity.WARNING,
             weaker(confidence, Confidence.HIGH),
             notes=(("the scheduler step", events[0].span), *view.related()),
             assumptions=view.notes(),
             evidence=view.proof(),
         )
-    del run
     return None
 
 
@@ -225,46 +227,70 @@ def _counts(view: View) -> tuple[int, int]:
     return micro_batches, len(view.closed)
 
 
-def _horizon(scheduler: Scheduler) -> float | None:
-    """The length of the schedule in calls of step()."""
+def _horizon(scheduler: Scheduler) -> Value:
+    """The length of the schedule in calls of step(): a number with what it depends on, or None."""
     counts = scheduler.attrs.get("<counts>", {})
     total = counts.get("total_steps")
     if numeric(total) is None and "steps_per_epoch" in counts and "epochs" in counts:
-        per, epochs = numeric(counts["steps_per_epoch"]), numeric(counts["epochs"])
-        return float(per * epochs) if per is not None and epochs is not None else None
-    for name in ("total_steps", "num_training_steps", "T_max", "total_iters", "max_iters"):
-        value = numeric(counts.get(name))
-        if value is not None:
-            return float(value)
-    return None
+        per, epochs = counts["steps_per_epoch"], counts["epochs"]
+        if numeric(per) is None or numeric(epochs) is None:
+            return None
+        return Num(numeric(per) * numeric(epochs), roots_of(per) | roots_of(epochs))
+    known = (counts[name] for name in (*_LENGTHS, *_PERIODS) if numeric(counts.get(name)) is not None)
+    return next(known, scheduler.horizon)
 
 
-def _unit(view: View, horizon: float | None, micro_batches: int, updates: int) -> str:
-    """The unit of the schedule's length, by its value in this run: "micro-batches", "updates" or "" (unknown)."""
-    if (
-        horizon is None
-        or view.micro is None
-        or any(window.update and window.update.guards and False for window in view.closed)
-    ):
-        return ""
+_LENGTHS = ("total_steps", "num_training_steps", "T_max", "total_iters", "max_iters")
+# Parts of a schedule: their number says nothing about the whole.
+_PERIODS = ("T_0", "step_size")
+
+
+def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
+    """The unit of the schedule's length, by its value in this run: "micro-batches", "micro-batches of some epochs",
+    "updates" or "" (unknown).
+
+    The length of some epochs is only believed where it is made from the length of the loader.
+    """
+    length = _horizon(scheduler)
     first = next((one for window in view.windows for one in view.backwards(window)), None)
+    if numeric(length) is None or view.micro is None or first is None:
+        return ""
+    horizon = float(numeric(length))
     factor = 1.0
     epochs = 1.0
-    if first is not None:
-        for loop, _ in first.event.loops:
-            if loop.span != view.micro.span:
-                factor *= _factor(loop)
-                epochs = max(epochs, loop.turns * _factor(loop))
+    for loop, _ in first.event.loops:
+        if loop.span != view.micro.span:
+            factor *= _factor(loop)
+            epochs = max(epochs, loop.turns * _factor(loop))
     total = micro_batches * factor
-    if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
-        return "micro-batches"
-    exact = total / view.k
-    if exact - epochs - 1 <= horizon <= exact + epochs + 1:
-        return "updates"
+    windows = total / epochs / view.k
+    periodic = not any(numeric(scheduler.attrs["<counts>"].get(name)) is not None for name in _LENGTHS) and any(
+        numeric(scheduler.attrs["<counts>"].get(name)) is not None for name in _PERIODS
+    )
+    if not periodic:
+        if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
+            return "micro-batches"
+        # Each epoch's rest may make an update of its own, or none.
+        if epochs * math.floor(windows) - 1 <= horizon <= epochs * math.ceil(windows) + 1:
+            return "updates"
+    if roots_of(length) or "len(" in view.texts.text(scheduler.span):
+        passes = _passes(view)
+        some = horizon / (total / passes) if passes > 1 else 0
+        if 1 <= round(some) < passes and abs(some - round(some)) < 1e-6:
+            return "micro-batches of some epochs"
+        if periodic and math.floor(windows) <= horizon <= math.ceil(windows):
+            return "updates"
     return ""
 
 
-assert roots_of is not None and math is not None
+def _passes(view: View) -> int:
+    """How often the loop over all micro-batches of an epoch was run through; 0 if that is not clear."""
+    loops = [one.event.loops for window in view.windows for one in view.backwards(window)]
+    outer = {around[0][0] for around in loops if around}
+    if len(outer) != 1 or any(len(around) < 2 for around in loops):
+        return 0
+    (epoch_loop,) = outer
+    return 0 if epoch_loop.cut or epoch_loop.level != "outer" else epoch_loop.turns
 
 
 RULE = Rule(

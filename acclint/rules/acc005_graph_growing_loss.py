@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held
+from acclint.rules.windows import held, weaker
 from acclint.simulate.trace import Event, Loop, Run
 from acclint.simulate.values import Term
 
@@ -110,15 +110,73 @@ def _judge(run: Run) -> list[Report]:
             sites[term.site] = sites.get(term.site, 0) + 1
         together.update(term for term, _ in backward.terms if sites[term.site] > 1)
     by_place: dict[Span, list[Event]] = {}
+    deferred = {event.span for event in run.of("keep") if any(term in together for term in event.data["terms"])}
     for event in run.of("keep"):
-        if not any(term in together for term in event.data["terms"]):
+        if event.span not in deferred:
             by_place.setdefault(event.span, []).append(event)
     found: list[Report] = []
     for span, events in by_place.items():
         report = _report(run, span, events)
         if report is not None:
             found.append(report)
+    outputs: dict[Span, list[Event]] = {}
+    for event in run.of("keep output"):
+        if event.span not in by_place:
+            outputs.setdefault(event.span, []).append(event)
+    for events in outputs.values():
+        reports = [_outputs(run, event) for event in events]
+        if all(reports) and reports[-1] is not None:
+            found.append(reports[-1])
     return found
+
+
+def _outputs(run: Run, event: Event) -> Report | None:
+    """Results of the model, not losses, that are collected with their graphs over several batches."""
+    terms: tuple[Term, ...] = event.data["terms"]
+    batches: tuple[frozenset[int], ...] = event.data["batches"]
+    loop = _turning(list(terms))
+    if loop is None or loop.kind == "call" or not all(batches) or len(set(batches)) < len(batches):
+        return None
+    sent = [0] * len(batches)
+    for backward in run.backwards:
+        reached: frozenset[int] = backward.event.data["batch"]
+        used = [i for i, batch in enumerate(batches) if batch <= reached]
+        if len(used) > 1 or (not reached and any(own.overlaps(other) for own in backward.owners for other in terms[0].owners)):
+            return None  # They are collected for this backward pass.
+        for i in used:
+            sent[i] += 1
+    if run.of("autograd.grad"):
+        return None
+    name = event.data["target"] or "the list"
+    if all(sent):
+        level, severity = Confidence.MEDIUM, Severity.WARNING
+        message = f"`{name}` keeps the autograd graph of every batch's output: host memory grows; keep `.detach()`"
+    elif not any(sent):
+        # What an unknown object returns is a tensor with a graph if the object is a module: it has eval().
+        plain = Confidence.MEDIUM if event.data["known"] else Confidence.LOW
+        level = Confidence.HIGH if event.data["evaluating"] else plain
+        severity = Severity.ERROR
+        message = (
+            f"`{name}` keeps every batch's output with its whole forward graph, since nothing calls backward on it: memory "
+            "grows with all activations until it runs out; keep `.detach()`, or run under torch.no_grad()"
+        )
+    else:
+        return None
+    return Report(
+        event.span,
+        message,
+        severity,
+        weaker(level, _reach(event)),
+        notes=(("the loop over batches", loop.span),),
+        evidence={"scope": list(loop.span)},
+    )
+
+
+def _reach(event: Event) -> Confidence:
+    """How sure it is that the place runs with gradients: an evaluation that nobody in the file calls may not."""
+    outer = event.loops[0][0] if event.loops else None
+    unsure = outer is not None and outer.kind == "call" and outer.level == "quiet" and not outer.named
+    return Confidence.LOW if unsure else Confidence.HIGH
 
 
 def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
@@ -133,12 +191,14 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     if not sent and any(term.site == site and term.sent for term in run.terms):
         sent = True
     known = group[0].reduction in ("mean", "sum") and group[0].why not in ("loss", "output", "outputs")
-    level = Confidence.HIGH if sent or known else Confidence.LOW
+    likely = group[0].why == "criterion" or (group[0].why == "output" and event.data["evaluating"])
+    level = Confidence.HIGH if sent or known else Confidence.MEDIUM if likely else Confidence.LOW
     if loop.kind == "call":
         level = Confidence.LOW
     fresh = len({term.fetch for term in group}) > 1
     if not fresh and loop.kind not in ("loader", "while") and not sent:
         level = Confidence.LOW
+    level = weaker(level, _reach(event))
     name = event.data["target"] or "the list"
     if sent:
         return Report(

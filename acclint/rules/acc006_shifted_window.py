@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from acclint.findings import Confidence, Severity
+from acclint.findings import Severity
+from acclint.knowledge.names import is_accumulation_name, is_interval_name
+from acclint.program import Span
+from acclint.rules.acc007_leftover_micro_batches import steps_inside
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import View, held, owner_phrase, views, weaker
-from acclint.simulate.trace import Guard, Run
+from acclint.rules.windows import View, held, inside, owner_phrase, views
+from acclint.simulate.trace import Guard, Loop, Run, Window
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -98,14 +101,139 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: list[Report] = []
     for view in views(analysis, run):
-        gate = view.gate
-        if gate is None or view.micro is None or view.micro.kind == "call":
+        if view.micro is None or view.micro.kind == "call":
             continue
-        sizes = [size for size in view.sizes if size > 0]
-        report = _shifted(view, gate, sizes) or _inverted(view, gate, sizes)
+        if not view.closed:
+            report = _never_due(view, view.micro)
+        elif (gate := view.gate) is not None:
+            sizes = [size for size in view.sizes if size > 0]
+            report = (
+                _varying(view, gate)
+                or _shifted(view, gate, sizes)
+                or _inverted(view, gate, sizes)
+                or _late(view, gate, sizes)
+                or _borrowed(view, gate, sizes)
+            )
+        else:
+            continue
         if report is not None:
             found.append(report)
     return found
+
+
+def _weighs_one(view: View, window: Window) -> bool:
+    """Whether the micro-batches of a window weigh 1 together, as those of a full window should."""
+    site = view.backwards(window)[0].site
+    weights = [view.effective(window, one)[1] for one in view.backwards(window) if one.site == site]
+    return view.scale_known and abs(sum(abs(float(weight)) for weight in weights) - 1) < 1e-6
+
+
+def _report(view: View, place: Span, message: str, severity: Severity) -> Report:
+    return Report(
+        place,
+        message,
+        severity,
+        view.confidence,
+        notes=tuple(one for one in view.related() if one[1] != place),
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
+
+
+def _varying(view: View, gate: Guard) -> Report | None:
+    """k is reassigned between two boundaries of a counter that runs on: the windows are not as long as k says."""
+    seen: list[tuple[Window, int, object]] = []
+    for window, size in zip(view.closed, view.sizes, strict=True):
+        guards = [guard for guard in window.update.guards if guard.span == gate.span] if window.update else []
+        if size and guards:
+            seen.append((window, size, guards[-1].modulus))
+    changed = [one for before, one in zip(seen, seen[1:], strict=False) if one[2] != before[2]]
+    if not any(size != k and not _weighs_one(view, window) for window, size, k in changed):
+        return None
+    sizes = ", ".join(str(size) for _, size, _ in seen[:8])
+    return _report(
+        view,
+        gate.span,
+        f"k changes while the counter of this window test runs on: the updates of {owner_phrase(view)} sum {sizes} "
+        "micro-batches, not k each",
+        Severity.ERROR,
+    )
+
+
+def _divisors(view: View, windows: list[Window]) -> set[float]:
+    """What the losses of the windows were divided by where that was k by its name or use; empty if unsure."""
+    found: set[float] = set()
+    for window in windows:
+        for backward in view.backwards(window):
+            named = [float(value) for value, is_k, _ in backward.divisors if is_k]
+            if len(named) != 1 or len(backward.divisors) != 1 or not backward.known_scale:
+                return set()
+            found.update(named)
+    return found
+
+
+def _late(view: View, gate: Guard, sizes: list[int]) -> Report | None:
+    """The counter has to exceed k: every window holds one micro-batch too many for the division."""
+    modulus = gate.modulus
+    if not isinstance(modulus, int) or len(sizes) < 2 or any(size != modulus + 1 for size in sizes):
+        return None
+    weights = {
+        abs(float(view.effective(window, backward)[1])) for window in view.closed for backward in view.backwards(window)
+    }
+    if not view.scale_known or any(abs(weight * modulus - 1) > 1e-6 for weight in weights):
+        return None
+    return _report(
+        view,
+        gate.span,
+        f"the window test is true one micro-batch late: each update of {owner_phrase(view)} sums {modulus + 1} "
+        f"micro-batches, and the loss is divided by {modulus}",
+        Severity.WARNING,
+    )
+
+
+def _borrowed(view: View, gate: Guard, sizes: list[int]) -> Report | None:
+    """The update stands under a test of logging or the like, while the loss is divided by another number."""
+    modulus = gate.modulus
+    word = _interval(view, gate.span)
+    if not word or not isinstance(modulus, int) or len(sizes) < 2 or set(sizes[1:]) != {modulus}:
+        return None
+    divisors = _divisors(view, view.closed)
+    if len(divisors) != 1 or modulus in divisors:
+        return None
+    (divisor,) = divisors
+    return _report(
+        view,
+        gate.span,
+        f"the update is under the test of `{word}`: {owner_phrase(view)} is stepped every {modulus} micro-batches, but the "
+        f"loss is divided by {divisor:g}",
+        Severity.ERROR,
+    )
+
+
+def _never_due(view: View, micro: Loop) -> Report | None:
+    """As `_borrowed`, where the interval is so long in the abstract run that no update was seen."""
+    for event in view.run.of("test"):
+        inside_loop = any(loop.span == micro.span for loop, _ in event.loops)
+        word = _interval(view, event.span)
+        if word and inside_loop and steps_inside(event.data["stmt"]) and _divisors(view, view.windows):
+            return _report(
+                view,
+                event.span,
+                f"the update is under the test of `{word}`, while the loss is divided by the accumulation steps: "
+                f"{owner_phrase(view)} is not stepped at the end of a window",
+                Severity.ERROR,
+            )
+    return None
+
+
+def _interval(view: View, test: Span) -> str:
+    """The modulus of a test, if its name says that it is an interval of logging, saving or the like."""
+    for span, said in view.texts.moduli.items():
+        if inside(span, test):
+            name = said.rpartition(".")[2]
+            if is_interval_name(name) and not is_accumulation_name(name):
+                return said
+    return ""
 
 
 def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
@@ -113,22 +241,14 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     if view.k < 2 or len(sizes) < 2 or sizes[0] >= view.k or sizes[1] != view.k or gate.modulus != view.k:
         return None
     first = next(window for window in view.closed if window.seen)
-    total = 0.0
-    for backward in view.backwards(first):
-        term, weight = view.effective(first, backward)
-        if term is not None and backward.site == view.backwards(first)[0].site:
-            total += abs(float(weight))
-    if view.scale_known and abs(total - 1) < 1e-6 and sizes[0] > 1:
+    if sizes[0] > 1 and _weighs_one(view, first):
         return None
-    return Report(
+    return _report(
+        view,
         gate.span,
         f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update of "
         f"{owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
         Severity.WARNING,
-        weaker(view.confidence, Confidence.HIGH),
-        notes=tuple(one for one in view.related() if one[1] != gate.span),
-        assumptions=view.notes(),
-        evidence=view.proof(),
     )
 
 
@@ -147,15 +267,12 @@ def _inverted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     expected = total * (modulus - 1) / modulus
     if abs(len(sizes) - expected) > 2:
         return None
-    return Report(
+    return _report(
+        view,
         gate.span,
         f"the window test is the wrong way round: {owner_phrase(view)} is stepped on every micro-batch except each "
         f"{view.k_text or modulus}-th",
         Severity.ERROR,
-        weaker(view.confidence, Confidence.HIGH),
-        notes=tuple(one for one in view.related() if one[1] != gate.span),
-        assumptions=view.notes(),
-        evidence=view.proof(),
     )
 
 

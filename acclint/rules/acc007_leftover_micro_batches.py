@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from acclint import program as p
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import View, held, turning, views, weaker
+from acclint.rules.windows import View, held, views, weaker
 from acclint.simulate.facts import window_size
-from acclint.simulate.trace import Loop, Run, Window
+from acclint.simulate.scan import _bodies as bodies
+from acclint.simulate.scan import _expressions, children
+from acclint.simulate.trace import Event, Loop, Run, Window
+from acclint.simulate.values import numeric
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -106,7 +110,13 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: list[Report] = []
     for view in views(analysis, run):
         micro = view.micro
-        if view.k < 2 or micro is None or micro.level != "micro" or micro.kind in ("call", "while") or micro.cut:
+        if micro is None or micro.level != "micro" or micro.kind == "call" or _cut(view, micro):
+            continue
+        if not view.closed:
+            never = _never(analysis, view, micro)
+            if never is not None:
+                found.append(never)
+        if view.k < 2:
             continue
         if view.gate is None or view.evidence is Confidence.LOW:
             continue
@@ -117,6 +127,61 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if outcome:
             found.append(_report(view, outcome))
     return found
+
+
+def _cut(view: View, micro: Loop) -> bool:
+    """Whether a pass over the micro-batches was not run to its end, so that its rest says nothing."""
+    return micro.cut or any(
+        loop.cut
+        for window in view.windows
+        for backward in view.backwards(window)
+        for loop, _ in backward.event.loops
+        if loop.span == micro.span
+    )
+
+
+def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
+    """A pass that is known to be shorter than the window: the window test is never true."""
+    tests: dict[Span, list[Event]] = {}
+    for event in view.run.of("test"):
+        if event.loops and event.loops[-1][0].span == micro.span:
+            tests.setdefault(event.span, []).append(event)
+    for span, events in tests.items():
+        k = events[0].data["modulus"]
+        counters = {numeric(event.data["counter"]) for event in events}
+        entries = {event.loops[-1][0] for event in events}
+        if not isinstance(k, int) or any(event.data["outcome"] for event in events) or len(counters) < 2:
+            continue
+        if not all(loop.known_length and 1 < loop.turns < k for loop in entries) or len(entries) < 2:
+            continue
+        if not steps_inside(events[0].data["stmt"]):
+            continue
+        turns = max(loop.turns for loop in entries)
+        return Report(
+            span,
+            f"a pass has {turns} micro-batches and the window {k}: the window test is never true, so there is no update",
+            Severity.ERROR,
+            view.confidence,
+            notes=(("the loop over micro-batches", micro.span),),
+            assumptions=view.notes(),
+            evidence={**view.proof(), "tail": "never"},
+        )
+    return None
+
+
+def steps_inside(stmt: p.If) -> bool:
+    """Whether the block of a test itself calls `step`."""
+    todo: list[p.Stmt] = list(stmt.body)
+    while todo:
+        one = todo.pop()
+        todo += [inner for part in bodies(one) for inner in part]
+        exprs = list(_expressions(one))
+        while exprs:
+            expr = exprs.pop()
+            exprs += children(expr)
+            if isinstance(expr, p.Attr) and expr.name == "step":
+                return True
+    return False
 
 
 def _entry(loops: tuple[tuple[Loop, int], ...], micro: Loop) -> int:
@@ -174,19 +239,15 @@ def _report(view: View, outcome: str) -> Report:
         "short": f"the last update of an epoch sums fewer micro-batches but is still divided by {k}",
     }[outcome]
     assert view.gate is not None
-    never = not view.closed
     return Report(
         view.gate.span,
         f"where the number of micro-batches is no multiple of {k}, some are left over at the end of an epoch: {what}",
-        Severity.ERROR if never else Severity.INFO,
+        Severity.INFO,
         weaker(view.confidence, view.evidence),
         notes=tuple(one for one in view.related() if one[1] != view.gate.span),
         assumptions=view.notes(),
         evidence={**view.proof(), "tail": outcome},
     )
-
-
-assert turning is not None
 
 
 RULE = Rule(

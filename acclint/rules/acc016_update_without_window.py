@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
+from acclint.rules.acc030_backward_skipped import wasted_siblings
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, owner_phrase, views, weaker
-from acclint.simulate.trace import Run
+from acclint.simulate.trace import Backward, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -108,10 +109,14 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
 def _divided(view: View) -> Report | None:
     """Divided by the accumulation steps, but every micro-batch updates."""
     divisors = []
+    if any(guard.modulus is not None for window in view.closed if window.update for guard in window.update.guards):
+        return None
     for window in view.closed:
         for backward in view.backwards(window):
             named = [one for one in backward.divisors if one[1] and float(one[0]) > 1]
             if not named or not backward.known_scale or len(backward.terms) != 1:
+                return None
+            if _thrown_away(view, backward):
                 return None
             term, weight = view.effective(window, backward)
             if term is None or abs(abs(float(weight)) * float(named[-1][0]) - 1) > 1e-6:
@@ -130,6 +135,12 @@ def _divided(view: View) -> Report | None:
         assumptions=view.notes(),
         evidence=view.proof(),
     )
+
+
+def _thrown_away(view: View, backward: Backward) -> bool:
+    """Whether the loss was computed several times since the one before it that was used: another mistake (ACC030)."""
+    term = backward.terms[0][0]
+    return bool(wasted_siblings(view.run, backward, term))
 
 
 def _repeated(view: View) -> Report | None:

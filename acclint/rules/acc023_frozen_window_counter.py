@@ -9,8 +9,9 @@ from acclint import program as p
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held, inside
+from acclint.rules.windows import held
 from acclint.simulate.scan import _bodies as bodies
+from acclint.simulate.scan import _expressions, children, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import numeric, roots_of
 
@@ -104,67 +105,117 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for event in run.of("test"):
         tests.setdefault(event.span, []).append(event)
     for span, events in tests.items():
-        if _frozen(run, events):
+        if _stands_still(events) and _only_update_counts(analysis, run, events[0]):
             found.append(_report(analysis, run, span, events))
     return found
 
 
-def _frozen(run: Run, events: list[Event]) -> bool:
-    """Whether a window test stays false for good since its counter stands still."""
+def _stands_still(events: list[Event]) -> bool:
+    """Whether a window test is decided the same way for good (but perhaps for the first time) by a constant counter."""
     k = events[0].data["modulus"]
     if not isinstance(k, int) or k < 2 or not events[-1].loops or events[-1].loops[-1][0].kind == "call":
         return False
     loop = events[-1].loops[-1][0]
     same = [event for event in events if any(one.span == loop.span for one, _ in event.loops)]
-    true = [event for event in same if event.data["outcome"]]
-    if len(same) < 2 * k or len(true) > 1 or (true and true[0] is not same[0]):
+    if len(same) < 2 * k:
         return False
-    tail = same[len(true) :]
+    tail = same if same[0].data["outcome"] == same[1].data["outcome"] else same[1:]
     counters = [event.data["counter"] for event in tail]
-    if any(numeric(one) is None or roots_of(one) for one in counters) or len({numeric(one) for one in counters}) != 1:
+    if any(numeric(one) is None or roots_of(one) for one in counters):
         return False
-    updates = [event for event in run.of("update") if any(guard.span == same[0].span for guard in event.guards)]
-    stmt = same[0].data["stmt"]
-    if len(updates) > 1 or not (updates or "step" in _mentions(stmt)):
+    return len({event.data["outcome"] for event in tail}) == 1 and len({numeric(one) for one in counters}) == 1
+
+
+def _only_update_counts(analysis: Analysis, run: Run, test: Event) -> bool:
+    """Whether the update and the counting both wait for the test, in its block or behind the jump it guards."""
+    stmt = test.data["stmt"]
+    waiting: list[p.Stmt] = [*stmt.body, *stmt.orelse]
+    if stmt.body and isinstance(stmt.body[-1], (p.Continue, p.Return)) and not stmt.orelse:
+        waiting = _behind(analysis.program.body, stmt)
+    updates = [event for event in run.of("update") if any(guard.span == test.span for guard in event.guards)]
+    if len(updates) > 1:
         return False
-    return _counts_inside(stmt)
+    steps, counts = False, False
+    read = _variables(stmt.test)
+    for one in _reached(analysis, waiting):
+        steps = steps or "step" in {expr.name for expr in _inside(one) if isinstance(expr, p.Attr)}
+        if isinstance(one, p.Augment):
+            counts = counts or text(one.target) in read
+        elif isinstance(one, p.Assign):
+            counts = counts or any(text(target) in read for target in one.targets)
+    return steps and counts
 
 
-def _mentions(stmt: p.If) -> set[str]:
-    from acclint.simulate.scan import _expressions, children
-
+def _variables(test: p.Expr) -> set[str]:
     found: set[str] = set()
-    todo: list[p.Stmt] = [*stmt.body, *stmt.orelse]
+    todo = [test]
     while todo:
         one = todo.pop()
-        todo += [inner for part in bodies(one) for inner in part]
-        exprs = list(_expressions(one))
-        while exprs:
-            expr = exprs.pop()
-            exprs += children(expr)
-            if isinstance(expr, p.Attr):
-                found.add(expr.name)
+        if isinstance(one, (p.Name, p.Attr, p.Index)):
+            found.add(text(one))
+        if not isinstance(one, p.Attr):
+            todo += children(one)
     return found
 
 
-def _counts_inside(stmt: p.If) -> bool:
-    """Whether the counter that the test reads is raised in the guarded block."""
-    from acclint.simulate.scan import text
+def _inside(stmt: p.Stmt) -> list[p.Expr]:
+    """The expressions of a statement, nested ones too, without those of the statements inside it."""
+    found: list[p.Expr] = []
+    todo = list(_expressions(stmt))
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        todo += children(one)
+    return found
 
-    read = text(stmt.test)
-    todo: list[p.Stmt] = [*stmt.body, *stmt.orelse]
+
+def _behind(body: tuple[p.Stmt, ...], stmt: p.Stmt) -> list[p.Stmt]:
+    """The statements after `stmt` in the block that holds it."""
+    todo = [body]
+    while todo:
+        block = todo.pop()
+        for i, one in enumerate(block):
+            if one is stmt:
+                return list(block[i + 1 :])
+            todo += bodies(one)
+            if isinstance(one, p.Define):
+                todo.append(one.function.body)
+            elif isinstance(one, p.Class):
+                todo.append(one.body)
+    return []
+
+
+def _reached(analysis: Analysis, block: list[p.Stmt]) -> list[p.Stmt]:
+    """The statements of a block, nested ones too, and those of the functions and methods of the file that it calls."""
+    defined: dict[str, list[p.Function]] = {}
+    todo = list(analysis.program.body)
     while todo:
         one = todo.pop()
         todo += [inner for part in bodies(one) for inner in part]
-        if isinstance(one, p.Augment) and text(one.target) in read:
-            return True
-        if isinstance(one, p.Assign) and any(text(target) in read for target in one.targets):
-            return True
-    return False
+        if isinstance(one, p.Define):
+            defined.setdefault(one.function.name, []).append(one.function)
+            todo += one.function.body
+        elif isinstance(one, p.Class):
+            todo += one.body
+    found: list[p.Stmt] = []
+    todo, seen = list(block), set[str]()
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        todo += [inner for part in bodies(one) for inner in part]
+        for expr in _inside(one):
+            func = expr.func if isinstance(expr, p.Call) else None
+            if isinstance(func, p.Attr) and text(func.value) not in ("self", "cls"):
+                continue
+            name = func.id if isinstance(func, p.Name) else func.name if isinstance(func, p.Attr) else ""
+            if name and name not in seen:
+                seen.add(name)
+                todo += [inner for function in defined.get(name, ()) for inner in function.body]
+    return found
 
 
 def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Report:
-    happened = any(event.data["outcome"] for event in events)
+    happened = events[0].data["outcome"] != events[-1].data["outcome"]
     what = "only one update ever runs" if happened else "no update ever runs"
     backwards = [
         one for one in run.backwards if one.event.loops and one.event.loops[-1][0].span == events[-1].loops[-1][0].span
@@ -178,9 +229,6 @@ def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Re
         notes=notes,
         evidence={"scope": list(events[-1].loops[-1][0].span)},
     )
-
-
-assert inside is not None
 
 
 RULE = Rule(

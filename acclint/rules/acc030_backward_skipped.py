@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held, owner_phrase, views, weaker
-from acclint.simulate.trace import Backward, Guard, Run
+from acclint.rules.windows import View, held, own_data, owner_phrase, views, weaker
+from acclint.simulate.trace import Backward, Guard, Loop, Run, Window
 from acclint.simulate.values import Term
 
 if TYPE_CHECKING:
@@ -97,40 +97,57 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
     for view in views(analysis, run):
         for window in view.closed:
-            if window.update is None:
-                continue
-            around = {guard.span for guard in window.update.guards}
             for backward in view.backwards(window):
-                guard = _window_guard(backward, around)
-                if guard is None or backward.span in found or len(backward.terms) != 1:
+                if backward.span in found or len(backward.terms) != 1:
                     continue
-                term = backward.terms[0][0]
-                wasted = _wasted(run, term)
-                sent = sum(1 for one in run.terms if one.site == term.site and one.sent)
-                if wasted < sent or wasted < 3:
-                    continue
-                known = term.reduction in ("mean", "sum") and term.why not in ("loss", "output", "outputs")
-                level = Confidence.HIGH if known else Confidence.MEDIUM
-                found[backward.span] = Report(
-                    backward.span,
-                    f"backward runs only on the last micro-batch of a window: the losses of the others are computed and thrown "
-                    f"away, so each update of {owner_phrase(view)} sees 1 of {view.texts.moduli and _k(analysis, guard) or guard.modulus} micro-batches",
-                    Severity.ERROR,
-                    weaker(view.confidence, level),
-                    notes=(("the window test", guard.span), ("the loss is computed here every time", term.span)),
-                    assumptions=view.notes(),
-                    evidence=view.proof(),
-                )
+                report = _under_window_test(view, window, backward) or _behind_loop(view, backward)
+                if report is not None:
+                    found[backward.span] = report
     return list(found.values())
 
 
-def _k(analysis: Analysis, guard: Guard) -> str:
-    from acclint.rules.windows import inside
+def _under_window_test(view: View, window: Window, backward: Backward) -> Report | None:
+    """Backward and update wait for the window test, the forward pass does not."""
+    assert window.update is not None
+    guard = _window_guard(backward, {guard.span for guard in window.update.guards})
+    if guard is None:
+        return None
+    term = backward.terms[0][0]
+    same = [one for one in view.run.terms if one.site == term.site]
+    sent = sum(1 for one in same if one.sent)
+    wasted = len(same) - sent
+    if wasted < sent or wasted < 3:
+        return None
+    notes = (("the window test", guard.span), ("the loss is computed here every time", term.span))
+    return _report(view, backward, term, f"1 of {round(len(same) / sent) if sent else guard.modulus}", notes)
 
-    for span, text in analysis.moduli.items():
-        if inside(span, guard.span):
-            return f"`{text}`"
-    return ""
+
+def _behind_loop(view: View, backward: Backward) -> Report | None:
+    """Backward stands behind the loop over the micro-batches, and gets the loss of the last one."""
+    term = backward.terms[0][0]
+    wasted = wasted_siblings(view.run, backward, term)
+    if not wasted:
+        return None
+    loop = _inner_loop(backward, term)
+    assert loop is not None
+    notes = (("the loop over the micro-batches", loop.span), ("the loss is computed here every time", term.span))
+    return _report(view, backward, term, "only the last" if loop.cut else f"1 of {len(wasted) + 1}", notes)
+
+
+def _report(
+    view: View, backward: Backward, term: Term, part: str, notes: tuple[tuple[str, Span], ...]
+) -> Report:
+    known = term.reduction in ("mean", "sum") and term.why not in ("loss", "output", "outputs")
+    return Report(
+        backward.span,
+        "backward runs only on the last micro-batch of a window: the losses of the others are computed and thrown "
+        f"away, so each update of {owner_phrase(view)} sees {part} micro-batch{'es' if part[-1].isdigit() else ''}",
+        Severity.ERROR,
+        weaker(view.confidence, Confidence.HIGH if known else Confidence.MEDIUM),
+        notes=notes,
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
 
 
 def _window_guard(backward: Backward, around: set[Span]) -> Guard | None:
@@ -141,9 +158,26 @@ def _window_guard(backward: Backward, around: set[Span]) -> Guard | None:
     return None
 
 
-def _wasted(run: Run, term: Term) -> int:
-    """Loss values of the same expression that no backward call used."""
-    return sum(1 for one in run.terms if one.site == term.site and not one.sent)
+def _inner_loop(backward: Backward, term: Term) -> Loop | None:
+    """The loop around the loss that had ended when backward was called."""
+    around = {id(loop) for loop, _ in backward.event.loops}
+    return next((loop for loop, _ in term.loops if id(loop) not in around), None)
+
+
+def wasted_siblings(run: Run, backward: Backward, term: Term) -> list[Term]:
+    """The losses of the other turns of a loop that had ended when backward was called with the loss of its last turn.
+
+    Empty if one of them is used too, or if the turns work on the same data (a refinement, an attack).
+    """
+    loop = _inner_loop(backward, term)
+    if loop is None:
+        return []
+    same = [one for one in run.terms if one.site == term.site and any(inner is loop for inner, _ in one.loops)]
+    others = [one for one in same if one is not term]
+    if any(one.sent for one in others) or (same and same[-1] is not term):
+        return []
+    data = [own_data(one) for one in same]
+    return others if all(data) and len(set(data)) == len(data) else []
 
 
 RULE = Rule(

@@ -85,12 +85,13 @@ class View:
     def fetches(self) -> bool:
         """Whether new data is fetched between two micro-batches of a window."""
         for window in self.windows:
-            by_site: dict[tuple[Span, ...], set[int]] = {}
+            by_site: dict[tuple[Span, ...], list[Term]] = {}
             for backward in self.backwards(window):
                 for term, _ in backward.terms:
-                    by_site.setdefault(backward.site, set()).add(term.fetch)
-            if any(len(found) > 1 for found in by_site.values()):
-                return True
+                    by_site.setdefault(backward.site, []).append(term)
+            for terms in by_site.values():
+                if len({term.fetch for term in terms}) > 1 or len({own_data(term) for term in terms}) > 1:
+                    return True
         return False
 
     @cached_property
@@ -100,8 +101,11 @@ class View:
             event = window.update
             if event is None or not window.seen:
                 continue
-            around = {guard.span for guard in self.run.backwards[window.seen[-1]].event.guards}
-            own = [guard for guard in event.guards if guard.span not in around]
+            sets = [
+                {(guard.span, guard.outcome) for guard in self.run.backwards[number].event.guards} for number in window.seen
+            ]
+            around = set.intersection(*sets)
+            own = [guard for guard in event.guards if (guard.span, guard.outcome) not in around]
             with_window = [guard for guard in own if guard.modulus is not None]
             if with_window:
                 return with_window[-1] if not with_window[-1].unknown else None
@@ -201,6 +205,8 @@ class View:
     def k_text(self) -> str:
         """k in the user's own words."""
         gate = self.gate
+        if gate is not None and gate.bound:
+            return gate.bound
         if gate is not None:
             for span, text in self.texts.moduli.items():
                 if inside(span, gate.span):
@@ -253,6 +259,12 @@ class View:
         }
 
 
+def own_data(term: Term) -> frozenset[int]:
+    """The data that a loss was computed from: what was fetched, or else what the program made up."""
+    fetched = frozenset(one for one in term.data if one > 0)
+    return fetched or term.data
+
+
 def inside(span: Span, outer: Span) -> bool:
     return (outer.row, outer.column) <= (span.row, span.column) and (span.end_row, span.end_column) <= (
         outer.end_row,
@@ -300,7 +312,9 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
             level = weaker(report.confidence, *(other[span].confidence for other in results[1:]))
             if pair.flipped:
                 level = ORDER[max(level.rank - 1, 0)]
-                note = (f"this path is taken where `{pair.flipped}` is the other way round", None)
+                place = pair.runs[0].conditions.get(pair.flipped)
+                told = analysis.text(place.text_span) if place is not None else ""
+                note = (f"only where `{told or pair.flipped}` is {'true' if place and place.value else 'false'}", None)
                 report = replace(report, assumptions=(*report.assumptions, note))
             yield replace(report, confidence=level)
 

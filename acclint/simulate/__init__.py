@@ -74,7 +74,7 @@ def analyze(
 
     scanner = Scanner(program)
     analysis = Analysis(program)
-    if not scanner.has_backward(program.body) and not _any_function_backward(scanner):
+    if not scanner.has_backward(program.body) and not _any_function_backward(scanner) and not _may_keep(scanner):
         return analysis
     world = World(program, scanner, accumulation_names, reductions or {})
     _prepare(world, program, analysis)
@@ -98,6 +98,14 @@ def _any_function_backward(scanner: Scanner) -> bool:
         for group in (*scanner.functions.values(), *scanner.methods.values())
         for function in group
     )
+
+
+def _may_keep(scanner: Scanner) -> bool:
+    """Whether a program that never calls backward may still add up tensors with a graph (an evaluation)."""
+    if not scanner.scan(scanner.program.body).torch:
+        return False
+    bodies = [function.body for group in (*scanner.functions.values(), *scanner.methods.values()) for function in group]
+    return any(scanner.keeps(body) for body in (scanner.program.body, *bodies))
 
 
 def _both(world: World, choices: dict[str, bool], flipped: str = "") -> Pair | None:
@@ -160,9 +168,12 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
     from acclint.simulate.scan import _bodies, _expressions
 
     todo: list[tuple[p.Stmt, ...]] = [program.body]
+    sizes: set[str] = set()
+    quotients: list[tuple[Span, str]] = []
     while todo:
         for stmt in todo.pop():
             todo += _bodies(stmt)
+            sizes |= _window_sizes(stmt, world.scanner)
             if isinstance(stmt, p.Define):
                 todo.append(stmt.function.body)
             elif isinstance(stmt, p.Class):
@@ -176,9 +187,16 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                 analysis.texts[stmt.span] = f"{text(stmt.target)} {stmt.op}= {text(stmt.value)}"
                 if stmt.op == "/" and world.is_accumulation(text(stmt.value).rpartition(".")[2]):
                     world.k_divisions.add(stmt.span)
+                if stmt.op == "/":
+                    quotients.append((stmt.span, text(stmt.value)))
                 analysis.divisors[stmt.span] = text(stmt.value)
+                if stmt.op in ("+", "-"):
+                    world.counters.add(text(stmt.target))
                 if stmt.op == "+" and isinstance(stmt.value, p.Const):
-                    world.raised.add(text(stmt.target).rpartition(".")[2])
+                    last = text(stmt.target).rpartition(".")[2]
+                    world.raised.add(last if isinstance(stmt.target, p.Name) else f".{last}")
+            if isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and stmt.value.op in ("+", "-"):
+                world.counters.update(text(one) for one in stmt.targets if text(one) == text(stmt.value.left))
             exprs = list(_expressions(stmt))
             while exprs:
                 one = exprs.pop()
@@ -188,6 +206,8 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                     analysis.texts[one.span] = text(one)
                     if one.op in ("/", "*"):  # type: ignore[attr-defined]
                         analysis.divisors[one.span] = text(one.right)  # type: ignore[attr-defined]
+                        if one.op == "/":  # type: ignore[attr-defined]
+                            quotients.append((one.span, text(one.right)))  # type: ignore[attr-defined]
                         if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
                             world.k_divisions.add(one.span)
                     if one.op == "%":  # type: ignore[attr-defined]
@@ -201,9 +221,48 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                         world.zeroed_names.add(name)
                     if isinstance(func, p.Attr):
                         analysis.receivers[one.span] = text(func.value)
+                        if func.name in _CUTS and len(one.args) > 0:
+                            sizes |= _names_of(one.args[0])
+                        if func.name in ("div", "div_") and len(one.args) == 1:
+                            quotients.append((one.span, text(one.args[0])))
+                    elif isinstance(func, p.Extern) and len(one.args) == 2:
+                        last = func.path.rpartition(".")[2]
+                        if last in _CUTS:
+                            sizes |= _names_of(one.args[1])
+                        elif func.path in ("torch.div", "torch.true_divide"):
+                            quotients.append((one.span, text(one.args[1])))
                 elif kind is p.Lambda:
                     assert isinstance(one, p.Lambda)
                     todo.append(one.function.body)
+    # Whatever it is called: a division by the very expression that sizes the windows is a division by k.
+    world.k_divisions.update(span for span, divisor in quotients if divisor in sizes)
+    for span, divisor in quotients:
+        analysis.divisors.setdefault(span, divisor)
+
+
+# Calls that cut a batch into as many parts as their argument says.
+_CUTS = frozenset({"chunk", "tensor_split"})
+
+
+def _names_of(expr: p.Expr) -> set[str]:
+    return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
+
+
+def _window_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:
+    """The names that a statement takes for the number of micro-batches in a window."""
+    found: set[str] = set()
+    if isinstance(stmt, p.If) and "step" in scanner.scan(stmt.body).attrs:
+        exprs = [stmt.test]
+        while exprs:
+            one = exprs.pop()
+            exprs += children(one)
+            if isinstance(one, p.Binary) and one.op == "%":
+                found |= _names_of(one.right)
+    elif isinstance(stmt, p.For) and isinstance(stmt.iterable, p.Call) and len(stmt.iterable.args) == 1:
+        inside = scanner.reach(stmt.body)
+        if text(stmt.iterable.func) in ("range", "builtins.range") and "backward" in inside and "step" not in inside:
+            found |= _names_of(stmt.iterable.args[0])
+    return found
 
 
 __all__ = ["Analysis", "LoopFacts", "Pair", "analyze", "execute", "v"]

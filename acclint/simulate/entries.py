@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from acclint import program as p
 from acclint.program import Span
+from acclint.simulate.callers import Callers
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _COUNTERS = frozenset(
     "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id".split()
 )
+# Lightning calls these without gradients.
+_NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
 _FRAMEWORK_BASES = ("Trainer", "Callback", "Hook", "Function")
 
 
@@ -30,6 +33,32 @@ def drive(machine: Machine) -> None:
     for closure, owner in _entries(machine):
         if id(closure.function) not in machine.called:
             _repeat(machine, closure, owner, engine=False)
+    _evaluations(machine)
+
+
+def _evaluations(machine: Machine) -> None:
+    """Functions that add something up in a loop without training, were not reached and may run with gradients."""
+    scanner = machine.scanner
+    callers: Callers | None = None
+    for closure, owner in _closures(machine):
+        function = closure.function
+        if id(function) in machine.called or closure.no_grad or function.generator or not scanner.keeps(function.body):
+            continue
+        if function.name in ("forward", "__init__", "__call__", "__iter__") or function.name.startswith(_NO_GRAD_HOOKS):
+            continue
+        callers = callers or Callers(machine.world.program)
+        if not callers.off(function.name):
+            _repeat(machine, closure, owner, engine=False, evaluation=True, certain=callers.on(function.name))
+
+
+def _closures(machine: Machine) -> list[tuple[Closure, ClassValue | None]]:
+    found: list[tuple[Closure, ClassValue | None]] = []
+    for value in list(machine.globals.vars.values()):
+        if type(value) is Closure:
+            found.append((value, None))
+        elif type(value) is ClassValue and not _belongs_to_framework(value):
+            found += [(member, value) for member in value.members.values() if type(member) is Closure]
+    return found
 
 
 def _entries(machine: Machine) -> list[tuple[Closure, ClassValue | None]]:
@@ -63,8 +92,16 @@ def _belongs_to_framework(cls: ClassValue) -> bool:
     return False
 
 
-def _repeat(machine: Machine, closure: Closure, cls: ClassValue | None, *, engine: bool) -> None:
-    """Call one entry several times."""
+def _repeat(
+    machine: Machine,
+    closure: Closure,
+    cls: ClassValue | None,
+    *,
+    engine: bool,
+    evaluation: bool = False,
+    certain: bool = True,
+) -> None:
+    """Call one entry several times; an evaluation once. `certain` says whether the file itself calls it like this."""
     function = closure.function
     if function.name == "__init__":
         return
@@ -90,6 +127,8 @@ def _repeat(machine: Machine, closure: Closure, cls: ClassValue | None, *, engin
         one.name: _argument(machine, function, one, engine) for one in parameters if one.kind in ("plain", "keyword")
     }
     loop = Loop(function.span, machine.entries, "call", "outer" if has_loop else "micro")
+    if evaluation:
+        rounds, loop.level, loop.named = 1, "quiet", certain
     machine.entries += 1
     machine.run.loops.setdefault(function.span, loop)
     machine.loops.append(loop)

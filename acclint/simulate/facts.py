@@ -13,13 +13,19 @@ if TYPE_CHECKING:
 
 
 def site_counts(run: Run, numbers: list[int]) -> dict[tuple[Span, ...], int]:
-    """How many backward calls of each site are among `numbers`; replays of a closure are left out."""
-    counts: dict[tuple[Span, ...], int] = {}
+    """How many turns of its loops made a backward call, per loop nest; replays of a closure are left out.
+
+    Several backward calls of one turn serve one micro-batch (a GAN's two halves, several losses); calls in two branches
+    of one condition belong to different turns.
+    """
+    turns: dict[tuple[Span, ...], set[tuple[tuple[int, int], ...]]] = {}
     for number in numbers:
         backward = run.backwards[number]
         if not backward.replay:
-            counts[backward.site] = counts.get(backward.site, 0) + 1
-    return counts
+            loops = backward.event.loops
+            nest = tuple(loop.span for loop, _ in loops)
+            turns.setdefault(nest, set()).add(tuple((loop.entry, turn) for loop, turn in loops))
+    return {nest: len(found) for nest, found in turns.items()}
 
 
 def window_size(run: Run, window: Window) -> int:

@@ -76,6 +76,8 @@ def _len(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) 
         return m.number(f"len({value.key})", "length", "" if value.cls.dataset else "length")
     if kind is Opaque:
         if value.batch:
+            if isinstance(value.attrs.get("<size>", (None,))[0], (int, Num)):
+                return m.data_size(value.attrs["<size>"][0])
             return m.opaque(f"len({value.key})", "size", batch=value.batch)
         role = "length" if names.is_loader_name(value.name) or value.hint == "loader" else ""
         return m.number(f"len({value.key})", "length", role)
@@ -391,8 +393,8 @@ def _set_grad(m: Machine, args: list[Value], keywords: dict[str, Value], span: S
     on = bool(numeric(value)) if numeric(value) is not None else True
     if isinstance(value, Maybe):
         on = m.truth(value, _Test(span), None, lambda: True)  # type: ignore[arg-type]
-    m.grad_enabled = on
-    return ("grad", on)
+    before, m.grad_enabled = m.grad_enabled, on
+    return ("grad", on, before)
 
 
 class _Test:
@@ -413,13 +415,13 @@ def _create(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
     if keywords.get("requires_grad") is True:
         return Param(Owner("<parameter>"), True, first)
     size = first if numeric(first) is not None else None
-    return Tensor(size=size, batch=frozenset((0,)))
+    return Tensor(size=size, batch=m.made_up())
 
 
 def _like(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     if args and type(args[0]) in (Param, v.Grad):
         return v.Grad(args[0].owner, {})
-    return Tensor(size=getattr(args[0], "size", None) if args else None, batch=frozenset((0,)))
+    return Tensor(size=getattr(args[0], "size", None) if args else None, batch=m.made_up())
 
 
 def _randint(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -428,7 +430,7 @@ def _randint(m: Machine, args: list[Value], keywords: dict[str, Value], span: Sp
 
 
 def _arange(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    return Tensor(size=args[0] if len(args) == 1 and numeric(args[0]) is not None else None, batch=frozenset((0,)))
+    return Tensor(size=args[0] if len(args) == 1 and numeric(args[0]) is not None else None, batch=m.made_up())
 
 
 def _parameter(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -468,6 +470,22 @@ def _reduce(name: str) -> Handler:
         return m.opaque(f"{name}:{span.row}", "<value>", batch=m.batch_of(value))
 
     return handler
+
+
+def _to_vector(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    items = m.listed(args[0]) if args else []
+    grads = [one for one in items if type(one) is v.Grad]
+    if grads and len(grads) == len(items):
+        return v.Grad(grads[0].owner, dict(grads[0].row), read=grads[0].read, added=grads[0].added)
+    return Tensor(m.graph_owners(items), bool(m.graph_owners(items)) and m.grad_enabled)
+
+
+def _from_vector(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    targets = m.listed(args[1]) if len(args) > 1 else []
+    for one in targets:
+        if type(one) is v.Grad and one.shared and type(args[0]) is v.Grad:
+            m.grad_method(one, "copy_", [args[0]], {}, span)
+    return None
 
 
 def _autograd_backward(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -656,6 +674,8 @@ def _islice(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
     if count is None:
         return inner
     count = int(count)
+    if roots_of(limit) and not m.is_k(limit) and not 2 <= count <= 12:
+        count = m.world.turns(m.assignment)
 
     def pull() -> Any:
         for _ in range(count):
@@ -716,7 +736,9 @@ def _partial(m: Machine, args: list[Value], keywords: dict[str, Value], span: Sp
 
 def _deque(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     if keywords.get("maxlen") is not None or len(args) > 1:
-        return m.opaque(f"deque:{span.row}", "deque")
+        made = m.opaque(f"deque:{span.row}", "deque")
+        made.attrs["<bounded>"] = True
+        return made
     return list(m.listed(args[0])) if args else []
 
 
@@ -755,6 +777,17 @@ def _field(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
         return keywords["default"]
     factory = keywords.get("default_factory")
     return m.call_value(factory, [], span) if factory is not None else None
+
+
+def _arithmetic(op: str) -> Handler:
+    """torch.div and torch.mul of two values."""
+
+    def handler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        if len(args) == 1 and "other" in keywords:
+            args = [args[0], keywords["other"]]
+        return m.binary(op, args[0], args[1], span) if len(args) == 2 else m.opaque(f"value:{span.row}", "<value>")
+
+    return handler
 
 
 def _reduce_function(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -821,6 +854,10 @@ FUNCTIONS: dict[str, Handler] = {
     "torch.enable_grad": _grad_context(True),
     "torch.set_grad_enabled": _set_grad,
     "torch.autograd.set_grad_enabled": _set_grad,
+    "torch.nn.utils.parameters_to_vector": _to_vector,
+    "torch.nn.utils.convert_parameters.parameters_to_vector": _to_vector,
+    "torch.nn.utils.vector_to_parameters": _from_vector,
+    "torch.nn.utils.convert_parameters.vector_to_parameters": _from_vector,
     "torch.autograd.backward": _autograd_backward,
     "torch.autograd.grad": _autograd_grad,
     "torch.nn.Parameter": _parameter,
@@ -834,6 +871,9 @@ FUNCTIONS: dict[str, Handler] = {
     "torch._foreach_add_": _foreach_add,
     "torch.stack": _stack,
     "torch.cat": _stack,
+    "torch.div": _arithmetic("/"),
+    "torch.true_divide": _arithmetic("/"),
+    "torch.mul": _arithmetic("*"),
     "torch.mean": _reduce("mean"),
     "torch.sum": _reduce("sum"),
     "torch.chunk": _chunk("chunk"),

@@ -42,6 +42,8 @@ from acclint.simulate.values import (
     roots_of,
 )
 
+from acclint.simulate.world import Restart
+
 if TYPE_CHECKING:
     from acclint.simulate.machine import Frame, Machine
 
@@ -118,9 +120,9 @@ class Library:
             if value.graph:
                 return value.owners  # type: ignore[no-any-return]
             if value.owners and not value.batch:
-                return value.owners  # type: ignore[no-any-return]
+                return self.live(value.owners)
             if value.owner is not None and not value.batch:
-                return frozenset((value.owner,))
+                return self.live(frozenset((value.owner,)))
             return NOBODY
         if isinstance(value, (list, tuple)) and depth < 4:
             return NOBODY.union(*(self.graph_owners(one, depth + 1) for one in value[:64]))
@@ -128,7 +130,27 @@ class Library:
             return NOBODY.union(*(self.graph_owners(one, depth + 1) for one in list(value.values())[:64]))
         if kind is Stream:
             return NOBODY
-        return self.owners_of(value, depth)
+        return self.owners_of(value, depth) if kind is Tensor else self.live(self.owners_of(value, depth))
+
+    def live(self: Machine, owners: Owners) -> Owners:
+        """The owners whose parameters ask for a gradient."""
+        if not self.frozen:
+            return owners
+        return frozenset(one for one in owners if not any(one.within(other) for other in self.frozen))
+
+    def set_requires_grad(self: Machine, owner: Owner, value: Value) -> None:
+        """`requires_grad_` on a whole module or parameter; a part that is thawed leaves the rest in doubt, so live."""
+        if value is False:
+            self.frozen.add(owner)
+        else:
+            self.frozen = {one for one in self.frozen if not one.overlaps(owner)}
+
+    def set_mode(self: Machine, owner: Owner, training: bool) -> None:
+        """train() and eval() of a whole module."""
+        if training:
+            self.evaluating = {one for one in self.evaluating if not one.within(owner)}
+        else:
+            self.evaluating.add(owner)
 
     def batch_of(self: Machine, value: Value, depth: int = 0) -> frozenset[int]:
         """The micro-batches whose data a value was made from."""
@@ -144,11 +166,15 @@ class Library:
     def is_data(self: Machine, value: Value) -> bool:
         return type(value) in (Opaque, Tensor) and bool(value.batch)
 
+    def parameter(self: Machine, owner: Owner) -> Param:
+        """The one parameter that stands for an owner's: the same object each time, so that it can be a key."""
+        return self.parameters.setdefault(owner, Param(owner))
+
     def parameters_of(self: Machine, value: Value) -> list[Value]:
         if type(value) is Param:
             return [value]
         owners = sorted(value.owners, key=lambda owner: owner.name)
-        made: list[Value] = [Param(owner) for owner in owners]
+        made: list[Value] = [self.parameter(owner) for owner in owners]
         if value.named:
             return [(f"{param.owner.name}.weight", param) for param in made]
         return made
@@ -180,12 +206,25 @@ class Library:
         value.graph = True
         return True
 
+    @staticmethod
+    def data_size(size: Value) -> Value:
+        """A batch's number of samples: known, but not to be mistaken for k or for a number that was written down."""
+        return Num(size, frozenset(("<size>",))) if isinstance(size, int) else size
+
+    def made_up(self: Machine) -> frozenset[int]:
+        """A number for data that the program makes itself (torch.randn): negative, to tell it from fetched data."""
+        self.inventions += 1
+        return frozenset((-self.inventions,))
+
     # --- losses --------------------------------------------------------------------------------------------------------
 
-    def new_term(self: Machine, owners: Owners, reduction: str, why: str, span: Span) -> Term:
+    def new_term(
+        self: Machine, owners: Owners, reduction: str, why: str, span: Span, data: frozenset[int] = frozenset()
+    ) -> Term:
         loops = tuple((loop, loop.turn) for loop in self.loops)
         term = Term(len(self.run.terms), span, (*self.path, span), owners, reduction, why, loops)
         term.fetch = self.batches
+        term.data = data
         self.run.terms.append(term)
         return term
 
@@ -204,7 +243,7 @@ class Library:
             return Tensor(NOBODY, False, reduction=reduction if reduction == "none" else "", batch=batch)
         if reduction == "none":
             return Tensor(owners, True, reduction="none", batch=batch)
-        made = Tensor(owners, True, {self.new_term(owners, reduction, why, span): 1}, batch=batch)
+        made = Tensor(owners, True, {self.new_term(owners, reduction, why, span, batch): 1}, batch=batch)
         return made
 
     def as_loss(self: Machine, value: Value, span: Span = NOWHERE) -> Tensor:
@@ -212,17 +251,24 @@ class Library:
         if type(value) is Tensor:
             if value.terms is None:
                 reduction = value.reduction if value.reduction in ("mean", "sum") else "unknown"
-                value.terms = {self.new_term(value.owners, reduction, value.name, span): 1} if value.graph else {}
+                term = self.new_term(value.owners, reduction, value.name, span, value.batch) if value.graph else None
+                value.terms = {term: 1} if term is not None else {}
             return value
         kept = value.attrs.get("<loss>") if type(value) is Opaque else None
         if type(kept) is Tensor:
             return kept
         if type(value) is Opaque:
             owners = value.owners or frozenset((self.owner_of(value),))
-            why = value.hint or value.name
+            # A function that is given the model and not its output may return a plain number.
+            named = value.hint not in ("", "forward") and (value.hint != "criterion" or "<scored>" in value.attrs)
+            why = value.hint if named else value.name
             reduction = "mean" if value.hint == "output" else "unknown"
             made = Tensor(
-                owners, True, {self.new_term(owners, reduction, why, span): 1}, name=value.name, batch=value.batch
+                owners,
+                True,
+                {self.new_term(owners, reduction, why, span, value.batch): 1},
+                name=value.name,
+                batch=value.batch,
             )
             value.attrs["<loss>"] = made
             return made
@@ -249,13 +295,18 @@ class Library:
         lgraph = type(left) in (Tensor, Opaque) and left.graph
         rgraph = type(right) in (Tensor, Opaque) and right.graph
         batch = self.batch_of(left) | self.batch_of(right)
+        if not self.grad_enabled:
+            # The result has no graph; a tensor changed in place keeps the one it has.
+            if augmented and lgraph:
+                return left
+            return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
         if not lgraph and not rgraph:
             if op == "/" and numeric(right) is not None and type(left) is Tensor:
                 return Tensor(batch=batch, size=left.size, divisors=((numeric(right), self.is_k(right), span),))
             return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
         if lgraph and rgraph:
             owners = left.owners | right.owners
-            has_terms = self._has_terms(left) or self._has_terms(right)
+            has_terms = any(self._has_terms(one) or (type(one) is Opaque and self.is_loss_like(one)) for one in (left, right))
             if op in ("+", "-") and has_terms:
                 a, b = self.as_loss(left, span), self.as_loss(right, span)
                 terms = dict(a.terms or {})
@@ -303,7 +354,7 @@ class Library:
             own = type(other) is Num or other.batch <= loss.batch or not loss.batch
             if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
                 return Tensor(
-                    loss.owners, True, {self.new_term(loss.owners, "mean", "sum / count", span): 1}, batch=loss.batch
+                    loss.owners, True, {self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): 1}, batch=loss.batch
                 )
             if type(other) is Num:
                 return self.scaled(loss, Fraction(1, int(other.v)) if other.v else 1, (other.v, False, span))
@@ -350,13 +401,18 @@ class Library:
 
     def backward(self: Machine, value: Value, span: Span, factor: Any = 1, sure: bool = True, via: str = "") -> None:
         """A backward call on a loss."""
+        hidden = {loop.span for loop in self.loops if loop.level == "quiet"} - self.world.loud
+        if hidden:
+            # A backward call behind a closure or a table of functions: these loops train after all.
+            self.world.loud |= hidden
+            raise Restart
         loss = self.as_loss(value, span)
         terms = tuple((term, weight * factor) for term, weight in (loss.terms or {}).items())
         owners = NOBODY.union(*(term.owners for term, _ in terms)) if terms else loss.owners
         if not loss.graph:
             owners = NOBODY
         number = len(self.run.backwards)
-        event = self.event("backward", span, number=number, via=via)
+        event = self.event("backward", span, number=number, via=via, batch=loss.batch)
         for term, _ in terms:
             term.sent += 1
         reached = owners
@@ -441,7 +497,7 @@ class Library:
             if name in _MODULE_METHODS:
                 return v.Bound(value, name)
             if name in ("weight", "bias"):
-                return Param(value.owner)
+                return self.parameter(value.owner)
             if name == "module":
                 return value
             if name == "training":
@@ -456,8 +512,10 @@ class Library:
                 return v.Grad(value.owner, dict(self.row_of(value.owner)), True)
             if name == "data":
                 return value
+            if (value.owner, name) in self.attached:
+                return self.attached[value.owner, name]
             if name == "requires_grad":
-                return True
+                return bool(self.live(frozenset((value.owner,))))
             return v.Bound(value, name)
         if kind is v.Grad:
             return value if name == "data" else v.Bound(value, name)
@@ -489,6 +547,8 @@ class Library:
             return value.attrs.get(name, v.Bound(value, name))
         if kind in (v.Scheduler,):
             return value.attrs.get(name, v.Bound(value, name))
+        if isinstance(value, tuple) and len(value) == 2 and name in ("values", "indices"):
+            return value[0 if name == "values" else 1]
         if isinstance(value, (list, tuple, dict, str, set)) or kind in (
             v.Scaler,
             v.Fabric,
@@ -576,17 +636,30 @@ class Library:
 
     def store_attribute(self: Machine, base: Value, name: str, value: Value, span: Span) -> None:
         kind = type(base)
+        if getattr(value, "name", "")[:1] == "<" and isinstance(getattr(value, "name", None), str):
+            value.name = name
         if name == "grad" and kind in (Param, Opaque):
             owner = base.owner if kind is Param else self.owner_of(base)
             if value is None:
                 self.zero(frozenset((owner,)), span, "grad = None")
             elif type(value) is v.Grad:
-                self.event("edit", span, how="replace")
+                self.event("edit", span, how="replace", added=value.added)
                 self.ledger.replace(owner, value.row)
             elif type(value) in (Tensor, Opaque):
                 self.zero(frozenset((owner,)), span, "grad = tensor")
                 self.run.notes.append(("gradients are set by hand", span))
             return
+        if name == "requires_grad" and kind in (Param, Opaque):
+            if value is not False:
+                self.set_requires_grad(base.owner if kind is Param else self.owner_of(base), True)
+            return
+        if kind is Param and name != "data":
+            self.attached[base.owner, name] = value
+            return
+        if self.frozen and kind in (Module, Instance, Opaque) and type(value) in (Module, Instance, Opaque, Param):
+            # A new part of a frozen module has parameters of its own.
+            if base.owner is not None:
+                self.frozen = {one for one in self.frozen if not base.owner.within(one)}
         if kind is Instance:
             base.attrs[name] = value
             if base.owner is not None:
@@ -681,7 +754,8 @@ class Library:
             kept = value.attrs.get(f"[{key}]")
             if kept is not None:
                 return kept
-            name = index if isinstance(index, str) else value.name
+            plain = not value.batch and not value.graph and isinstance(index, int)
+            name = index if isinstance(index, str) else "<item>" if plain else value.name
             made = self.opaque(f"{value.key}[{key}]", name, owners=value.owners, graph=value.graph, batch=value.batch)
             made.attrs["<parent>"] = value
             if "<size>" in value.attrs:
@@ -726,11 +800,12 @@ class Library:
         return self.opaque(f"{self.key(value)}[]", "<item>")
 
     def store_item(self: Machine, base: Value, index: Value, value: Value, span: Span) -> None:
-        if isinstance(base, dict) and isinstance(index, (str, int, float, bool, tuple)):
+        if isinstance(base, dict) and (isinstance(index, (str, int, float, bool, tuple)) or type(index) is Param):
             try:
                 base[index] = value
             except TypeError:
                 return
+            self.watch_kept(span, value, list(base.values()))
         elif isinstance(base, dict):
             base[self.key(index)] = value
         elif isinstance(base, list):
@@ -739,6 +814,7 @@ class Library:
                 base[int(at)] = value
             elif at is not None and len(base) < 64:
                 base.append(value)
+            self.watch_kept(span, value, base)
         elif type(base) is Opaque:
             base.attrs[f"[{self.key(index)}]"] = value
         elif type(base) is Instance:
@@ -747,21 +823,33 @@ class Library:
     # --- watching ------------------------------------------------------------------------------------------------------
 
     def watch_division(self: Machine, stmt: p.Stmt, value: Value, frame: Frame) -> None:
-        """`loss = loss / k` after backward: remember it."""
-        if isinstance(stmt, p.Augment):
-            name, source = text(stmt.target), text(stmt.target)
-            divisor = stmt.op == "/"
-        elif isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and len(stmt.targets) == 1:
-            name, source = text(stmt.targets[0]), text(stmt.value.left)
-            divisor = stmt.value.op == "/"
-        else:
+        """`loss = loss / k` after backward, in whatever form: a variable gets a smaller share of what it held."""
+        target = stmt.target if isinstance(stmt, p.Augment) else None
+        if isinstance(stmt, p.Assign) and len(stmt.targets) == 1:
+            target = stmt.targets[0]
+        if type(value) is not Tensor or not value.divisors or not value.terms or target is None:
             return
-        if type(value) is not Tensor or not divisor or name != source or not value.divisors or not value.terms:
+        held = self.held(target, frame)
+        if type(held) is Opaque:
+            held = held.attrs.get("<loss>")
+        if type(held) is not Tensor or held.terms is None or held.terms.keys() != value.terms.keys():
             return
-        if all(term.sent for term in value.terms):
+        if len(value.divisors) > len(held.divisors) and all(term.sent for term in value.terms):
             self.event("late division", stmt.span, divisor=value.divisors[-1], terms=tuple(value.terms))
 
-    def watch_growth(self: Machine, stmt: p.Stmt, target: p.Expr, value: Tensor, frame: Frame) -> None:
+    def held(self: Machine, target: p.Expr, frame: Frame) -> Value:
+        """What a variable, an attribute or an item of a variable holds now; None if nothing is known of it."""
+        if isinstance(target, p.Name):
+            return frame.outer.get(target.id, frame).vars.get(target.id)
+        if isinstance(target, (p.Attr, p.Index)) and isinstance(target.value, p.Name):
+            base = self.lookup(target.value.id, frame)
+            if isinstance(target, p.Attr):
+                return getattr(base, "attrs", {}).get(target.name)
+            if isinstance(base, dict) and isinstance(target.index, p.Const):
+                return base.get(target.index.value)
+        return None
+
+    def watch_growth(self: Machine, span: Span, target: str, value: Tensor) -> None:
         """A tensor with a graph that holds loss terms of several iterations."""
         if not value.graph or not value.terms or len(value.terms) < 2:
             return
@@ -769,22 +857,72 @@ class Library:
         for term in value.terms:
             sites[term.site] = sites.get(term.site, 0) + 1
         if max(sites.values()) > 1:
-            self.event("keep", stmt.span, target=text(target), terms=tuple(value.terms), size=max(sites.values()))
+            evaluating = all(self.in_evaluation(term.owners) for term in value.terms)
+            size = max(sites.values())
+            self.event("keep", span, target=target, terms=tuple(value.terms), size=size, evaluating=evaluating)
 
-    def watch_kept(self: Machine, span: Span, value: Value, holder: list[Value], target: str = "") -> None:
+    def watch_kept(
+        self: Machine, span: Span, value: Value, holder: list[Value], target: str = "", *, plain: bool = True
+    ) -> None:
         """A tensor with a graph is put into a container."""
+        new = [one for one in _leaves(value) if type(one) in (Tensor, Opaque) and one.graph]
+        for one in new:
+            if type(one) is Opaque and self.is_loss_like(one):
+                self.as_loss(one, span)
+            elif plain and one.batch and (type(one) is Tensor or one.hint == "forward") and not self._has_terms(one):
+                kept_term = Term(-1, span, (*self.path, span), one.owners, "output", "", self._turns())
+                self.outputs[id(one)] = (one, kept_term)
+        if not new:
+            return
         kept: list[Term] = []
+        outputs: list[tuple[Value, Term]] = []
         for one in holder[-64:]:
-            for inner in one if isinstance(one, tuple) else (one,):
+            for inner in _leaves(one):
                 if type(inner) is Tensor and inner.graph and inner.terms:
                     kept += list(inner.terms)
                 elif type(inner) is Opaque and inner.graph and type(inner.attrs.get("<loss>")) is Tensor:
                     kept += list(inner.attrs["<loss>"].terms or ())
+                elif id(inner) in self.outputs:
+                    outputs.append(self.outputs[id(inner)])
         sites: dict[tuple[Span, ...], int] = {}
         for term in kept:
             sites[term.site] = sites.get(term.site, 0) + 1
         if sites and max(sites.values()) > 1:
-            self.event("keep", span, target=target, terms=tuple(kept), size=max(sites.values()))
+            evaluating = all(self.in_evaluation(term.owners) for term in kept)
+            size = max(sites.values())
+            self.event("keep", span, target=target, terms=tuple(kept), size=size, evaluating=evaluating)
+        same = [(one, term) for one, term in outputs if term.span == span]
+        if len(same) > 1:
+            self.event(
+                "keep output",
+                span,
+                target=target,
+                terms=tuple(term for _, term in same),
+                batches=tuple(one.batch for one, _ in same),
+                evaluating=all(self.in_evaluation(one.owners) for one, _ in same),
+                known=all(type(one) is Tensor for one, _ in same),
+            )
+
+    def in_evaluation(self: Machine, owners: Owners) -> bool:
+        """Whether all of these modules are in eval mode."""
+        return bool(owners) and all(any(one.within(other) for other in self.evaluating) for one in owners)
+
+    def is_model(self: Machine, callee: Opaque) -> bool:
+        """Whether something unknown is a model: by its name, by eval(), or since an optimizer has its parameters."""
+        if any(word in _MODEL_WORDS for word in names.words(callee.name)):
+            return True
+        owner = callee.owner
+        if owner is None:
+            return False
+        parts = [part for optimizer in self.ledger.optimizers for part in optimizer.parts or ()]
+        return owner in self.evaluating or owner in parts
+
+    def is_loss_like(self: Machine, value: Opaque) -> bool:
+        """Whether an unknown result with a graph is said to be a loss: by the name of what made it."""
+        return value.hint in ("output", "criterion") or "<loss>" in value.attrs
+
+    def _turns(self: Machine) -> tuple[tuple[Loop, int], ...]:
+        return tuple((loop, loop.turn) for loop in self.loops)
 
     # --- gradients by hand ---------------------------------------------------------------------------------------------
 
@@ -792,12 +930,14 @@ class Library:
         lg, rg = type(left) is v.Grad, type(right) is v.Grad
         if lg and rg and op in ("+", "-"):
             doubled = [number for number in right.row if left.row.get(number)]
-            if doubled and right.shared and not left.shared:
+            added = left.added | right.added
+            if op == "+" and doubled and right.read and not left.shared:
                 self.event("hand added", span, numbers=tuple(doubled))
+                added |= {span}
             row = dict(left.row)
             for number, amount in right.row.items():
-                row[number] = row.get(number, 0) + amount
-            return v.Grad(left.owner, row)
+                row[number] = row.get(number, 0) + (amount if op == "+" else -amount)
+            return v.Grad(left.owner, {n: a for n, a in row.items() if a}, added=added)
         if lg or rg:
             grad, other = (left, right) if lg else (right, left)
             if type(other) is Param:
@@ -807,14 +947,18 @@ class Library:
             if op in ("*", "/") and amount:
                 known = not roots_of(number) or self.is_k(number)
                 if not known:
-                    return v.Grad(grad.owner, dict(grad.row))
+                    # An unknown factor keeps its sign: a step along the gradient is no update.
+                    against = amount < 0 or self.key(other).startswith("-")
+                    row = {n: -a if against else a for n, a in grad.row.items()}
+                    return v.Grad(grad.owner, row, read=grad.read, added=grad.added)
                 factor = (
                     amount
                     if op == "*"
                     else (Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount)
                 )
-                return v.Grad(grad.owner, {n: a * factor for n, a in grad.row.items()})
-            return v.Grad(grad.owner, dict(grad.row), False)
+                row = {n: a * factor for n, a in grad.row.items()}
+                return v.Grad(grad.owner, row, read=grad.read, added=grad.added)
+            return v.Grad(grad.owner, dict(grad.row), read=grad.read, added=grad.added)
         if type(left) is Param and op in ("-", "+") and type(right) is v.Delta:
             return v.Delta(right.row)
         if type(left) is Param or type(right) is Param:
@@ -906,6 +1050,8 @@ class Library:
 
     def stream(self: Machine, value: Value, span: Span) -> Stream:
         """An iterator over a value."""
+        if type(value) is Imported:
+            value = self.opaque(value.path, value.path.rpartition(".")[2])
         kind = type(value)
         if kind is Stream:
             return value  # type: ignore[no-any-return]
@@ -949,7 +1095,7 @@ class Library:
         if isinstance(value, tuple) and value and isinstance(value[0], str):
             what = value[0]
             if what == "grad":
-                before = self.grad_enabled
+                before = value[2] if len(value) > 2 else self.grad_enabled
                 self.grad_enabled = bool(value[1])
 
                 def restore() -> None:
@@ -962,7 +1108,7 @@ class Library:
             if what == "scaled":
                 return value[1], None
             if what == "context":
-                return None, None
+                return self.enter_generator(value[1], value[2], manager.span)
             return (value[1] if len(value) > 1 else None), None
         kind = type(value)
         if kind is Instance:
@@ -985,6 +1131,26 @@ class Library:
         if kind is Imported and value.path.rpartition(".")[2] in ("no_grad", "inference_mode"):
             return self.enter(("grad", False), manager)
         return value, None
+
+    def enter_generator(
+        self: Machine, closure: Closure, frame: Frame, span: Span
+    ) -> tuple[Value, Callable[[], None] | None]:
+        """A @contextmanager function of the file: what stands before its yield, the value, and what stands behind."""
+        before, value, after = _around_yield(closure.function.body)
+        function = closure.function
+
+        def part(body: tuple[p.Stmt, ...]) -> None:
+            self.stack.append(function)
+            self.path.append(span)
+            try:
+                self.block(body, frame)
+            finally:
+                self.stack.pop()
+                self.path.pop()
+
+        part(before)
+        bound = self.eval(value, frame) if value is not None else None
+        return bound, (lambda: part(after)) if after else None
 
     def accumulate(self: Machine, accelerator: v.Accelerator) -> None:
         """accelerate's `accumulate()`: one more micro-batch; gradients are synchronised on the k-th and the last."""
@@ -1029,10 +1195,10 @@ class Library:
 
     def forward(self: Machine, module: Module, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         values = [*args, *keywords.values()]
-        owners = frozenset((module.owner,)) | self.graph_owners(values)
+        owners = self.live(frozenset((module.owner,))) | self.graph_owners(values)
         batch = self.batch_of(values)
         self.note_batchnorm(module.batchnorm, module.training, module.owner, values, span)
-        if not self.grad_enabled:
+        if not self.grad_enabled or not owners:
             return Tensor(batch=batch, size=self.size_of(args))
         if module.path.startswith("torch.nn.") or module.items:
             return Tensor(owners, True, size=self.size_of(args), batch=batch)
@@ -1073,7 +1239,7 @@ class Library:
                 )
                 return self.invoke(bound, args, keywords, expr.span)
             return self.opaque(f"{value.key}()", "<value>", batch=self.batch_of(values))
-        owners = frozenset((value.owner,)) | self.graph_owners(values)
+        owners = self.live(frozenset((value.owner,))) | self.graph_owners(values)
         batch = self.batch_of(values)
         self.note_batchnorm(value.batchnorm, value.training, value.owner, values, expr.span)
         result: Value = None
@@ -1102,8 +1268,8 @@ class Library:
             return {name: self.fresh(one, owners, batch, span, size) for name, one in value.items()}
         if isinstance(value, list):
             return [self.fresh(one, owners, batch, span, size) for one in value]
-        if not self.grad_enabled:
-            return Tensor(batch=batch, size=size)
+        if not self.grad_enabled or not owners:
+            return Tensor(batch=batch, size=size) if type(value) in (Tensor, Opaque) or value is None else value
         if type(value) is Tensor:
             if not value.graph:
                 if value.batch:
@@ -1112,7 +1278,7 @@ class Library:
             made = Tensor(owners, True, None, size, value.reduction, value.name, batch, value.sure, value.divisors)
             if value.terms is not None:
                 made.terms = {
-                    self.new_term(owners, term.reduction, term.why, span): weight
+                    self.new_term(owners, term.reduction, term.why, span, batch): weight
                     for term, weight in value.terms.items()
                 }
             return made
@@ -1175,7 +1341,7 @@ class Library:
         if callee.graph or callee.owners:
             owners |= callee.owners
         elif not (loaders and not batch):
-            owners |= frozenset((self.owner_of(callee),)) if self.is_forward_call(callee, values) else NOBODY
+            owners |= self.live(frozenset((self.owner_of(callee),))) if self.is_forward_call(callee, values) else NOBODY
         key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
         graph = (
             self.grad_enabled
@@ -1185,6 +1351,10 @@ class Library:
         made = self.opaque(key, callee.name, owners=owners, graph=graph, batch=batch)
         if names.is_loss_name(callee.name):
             made.hint = "criterion"
+            if any(self._graphed(one) for one in values):
+                made.attrs["<scored>"] = True
+        elif graph and not callee.graph and self.is_model(callee):
+            made.hint = "forward"
         if loaders and not graph:
             made.hint = "loader"
             made.key = f"{callee.key}({self.key(loaders[0])})"
@@ -1198,7 +1368,7 @@ class Library:
         """Whether calling something unknown runs a model: it is given data, or its parameters were asked for before."""
         if self.batch_of(values) or any(self._graphed(one) for one in values):
             return True
-        return callee.owner is not None and bool(values)
+        return callee.owner is not None or (bool(callee.owners) and self.is_module_like(callee))
 
     def _graphed(self: Machine, value: Value) -> bool:
         return type(value) in (Tensor, Opaque) and bool(value.graph)
@@ -1208,6 +1378,11 @@ class Library:
 
     def note_opaque(self: Machine, what: str, values: list[Value], span: Span) -> None:
         """A call of something unknown that is handed the optimizer or the model could step or zero."""
+        accelerators = [one for one in values if type(one) is v.Accelerator]
+        accelerators += [self.as_accelerator(one) for one in values if type(one) is Opaque and _is_accelerator(one.name)]
+        if accelerators:
+            # `setup(accelerator, model, optimizer)` prepares what it is given.
+            self.accelerator_method(accelerators[0], "prepare", values, {}, span)
         for one in values:
             if type(one) is v.Optimizer or (type(one) is Opaque and "<optimizer>" in one.attrs):
                 self.event("opaque", span, what=what, value=one)
@@ -1262,25 +1437,35 @@ class Library:
             if name == "item":
                 return self.measured(f"{base.key}.item()", base.batch)
             return self.opaque(f"{base.key}.{name}()", base.name, batch=base.batch)
+        if name in _NO_GRADIENT and base.graph:
+            return Tensor(batch=base.batch)
+        if name in _WITH_INDICES and base.graph and (args or "dim" in keywords):
+            return (Tensor(base.owners, True, batch=base.batch), Tensor(batch=base.batch))
         if name in ("mean", "sum") and base.graph:
             tensor = Tensor(base.owners, True, batch=base.batch)
             if "<loss>" in base.attrs:
                 return self.as_loss(base, span)
             return self.tensor_method(tensor, name, args, keywords, span)
+        if name == "requires_grad_" and not base.batch and not base.graph:
+            self.set_requires_grad(self.owner_of(base), args[0] if args else keywords.get("requires_grad", True))
+            return base
+        if name in ("train", "eval") and not base.batch and not base.graph and (not args or isinstance(args[0], bool)):
+            self.set_mode(self.owner_of(base), name == "train" and not (args and args[0] is False))
+            return base
         if name in ("train", "eval") or (
             name in _SAME and (base.graph or base.batch or name in ("to", "cuda", "train"))
         ):
             return base
         if name in ("append", "extend", "update", "add") and args and not base.graph:
-            holder = base.attrs.setdefault("<held>", [])
+            holder = base.attrs.setdefault("<held>", None if "<bounded>" in base.attrs else [])
             if name == "append" and isinstance(holder, list):
                 holder.append(args[0])
-                self.watch_kept(span, args[0], holder, text(expr.func))
+                self.watch_kept(span, args[0], holder, text(expr.func), plain=False)
             return None
         if name in _DATA_SIZE and base.batch:
             size = base.attrs.get("<size>")
             if size is not None and (not args or args[0] == 0):
-                return size[0]
+                return self.data_size(size[0])
             return self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
         if name in ("chunk", "split", "tensor_split") and args:
             return self.chunks(base, name, args, span)
@@ -1581,6 +1766,8 @@ class Library:
                     of.training = False
                 return owner
             owner.training = mode
+            if owner.owner is not None:
+                self.set_mode(owner.owner, mode)
             return owner
         if name in ("modules", "named_modules", "children", "named_children"):
             view = Module("torch.nn.Module", owner.owner)
@@ -1596,6 +1783,10 @@ class Library:
         if name in ("add_module", "register_module") and len(args) == 2:
             self.store_attribute(owner, str(args[0]), args[1], span)
             return None
+        if name == "requires_grad_":
+            if type(owner) is Instance or "<of>" not in owner.attrs:
+                self.set_requires_grad(owner.owner, args[0] if args else keywords.get("requires_grad", True))
+            return owner
         if name == "apply" or name in _SAME:
             return owner
         if type(owner) is Instance and self.is_lightning(owner):
@@ -1644,12 +1835,16 @@ class Library:
             else:
                 self.backward(owner, span)
             return None
-        if name in ("detach", "detach_", "numpy", "tolist", "item", "data"):
+        if name == "detach_":
+            return self.changed(owner, Tensor(batch=owner.batch, size=owner.size), span)
+        if name in ("detach", "numpy", "tolist", "item", "data"):
             if name == "item":
                 return self.measured("item()", frozenset())
             return Tensor(batch=owner.batch, size=owner.size)
         if name in ("mean", "sum"):
             return self.reduced(owner, name, args, keywords, span)
+        if name == "clone":
+            return self.copied(owner)
         if name in _SAME:
             return owner
         if name in ("size", "__len__", "numel"):
@@ -1658,19 +1853,47 @@ class Library:
             return self.opaque(f"tensor.{name}", "size", batch=owner.batch or frozenset((0,)))
         if name in ("chunk", "split", "tensor_split") and args:
             return self.chunks(owner, name, args, span)
-        if name in ("add_", "add") and args and type(args[0]) in (Tensor, Opaque):
+        if name in _IN_PLACE and args and (name != "add_" or type(args[0]) in (Tensor, Opaque)):
+            return self.changed(owner, self.tensor_binary(_IN_PLACE[name], owner, args[0], span, True), span)
+        if name == "add" and args and type(args[0]) in (Tensor, Opaque):
             return self.tensor_binary("+", owner, args[0], span, False)
-        if name in ("div", "div_") and args:
+        if name == "div" and args:
             return self.tensor_binary("/", owner, args[0], span, False)
-        if name in ("mul", "mul_") and args:
+        if name == "mul" and args:
             return self.tensor_binary("*", owner, args[0], span, False)
-        if not owner.graph:
+        if not owner.graph or name in _NO_GRADIENT:
             return Tensor(batch=owner.batch, size=owner.size)
+        if name in _WITH_INDICES and (args or "dim" in keywords):
+            return (Tensor(owner.owners, True, batch=owner.batch), Tensor(batch=owner.batch))
         extra = self.graph_owners(args)
         return Tensor(
             owner.owners | extra, True, size=owner.size, batch=owner.batch | self.batch_of(args),
             reduction="none" if owner.reduction == "none" else "",
         )  # fmt: skip
+
+    @staticmethod
+    def copied(value: Tensor) -> Tensor:
+        """The same value in another tensor, so that a change in place reaches only one of them."""
+        return Tensor(
+            value.owners,
+            value.graph,
+            value.terms,
+            value.size,
+            value.reduction,
+            value.name,
+            value.batch,
+            value.sure,
+            value.divisors,
+        )
+
+    def changed(self: Machine, owner: Tensor, result: Value, span: Span) -> Value:
+        """A tensor changed in place: every name of it sees the result."""
+        if type(result) is not Tensor or result is owner:
+            return owner
+        for part in ("owners", "graph", "terms", "reduction", "sure", "divisors", "batch"):
+            setattr(owner, part, getattr(result, part))
+        self.watch_growth(span, owner.name if owner.name[:1] != "<" else "", owner)
+        return owner
 
     def reduced(
         self: Machine, owner: Tensor, name: str, args: list[Value], keywords: dict[str, Value], span: Span
@@ -1688,14 +1911,26 @@ class Library:
             if owner.reduction == "":
                 return Tensor(owner.owners, True, batch=owner.batch, reduction="none")
             return owner
-        return Tensor(owner.owners, True, {self.new_term(owner.owners, name, f".{name}()", span): 1}, batch=owner.batch)
+        term = self.new_term(owner.owners, name, f".{name}()", span, owner.batch)
+        return Tensor(owner.owners, True, {term: 1}, batch=owner.batch)
+
+    def _ascends(self: Machine, args: list[Value], keywords: dict[str, Value]) -> bool:
+        """Whether `p.add_(...)` goes along the gradient (an adversarial step, SAM), not against it."""
+        for factor in (keywords.get("alpha", keywords.get("value")), args[0] if len(args) > 1 else None):
+            if factor is not None:
+                known = numeric(factor)
+                return known >= 0 if known is not None else not self.key(factor).startswith("-")
+        return all(amount > 0 for one in args if type(one) in (v.Grad, v.Delta) for amount in one.row.values())
 
     def param_method(
         self: Machine, owner: Param, name: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> Value:
         owners = frozenset((owner.owner,))
         if name in ("sub_", "add_", "addcdiv_", "copy_", "sub", "add"):
+            ascends = name == "add_" and self._ascends(args, keywords)
             for value in args:
+                if ascends:
+                    break
                 if type(value) in (v.Grad, v.Delta) and value.row and name in ("sub_", "add_", "copy_"):
                     event = self.event("update", span, optimizer=None)
                     self.ledger.manual_step(owner.owner, value.row, event)
@@ -1729,6 +1964,8 @@ class Library:
             return None
         if name in ("zero_grad",):
             self.zero(owners, span, "zero_grad")
+        if name == "requires_grad_" and not (args and args[0] is False):
+            self.set_requires_grad(owner.owner, True)
         if name == "register_hook" or name == "register_post_accumulate_grad_hook":
             self.event("hook", span)
         if name in ("size", "numel", "__len__", "dim"):
@@ -1739,21 +1976,23 @@ class Library:
         self: Machine, owner: v.Grad, name: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> Value:
         if not owner.shared:
-            if name in ("add_", "add") and args and type(args[0]) is v.Grad:
-                made = self.grad_binary("+", owner, args[0], span)
-                owner.row = made.row
-                return owner
-            if name in ("div_", "mul_") and args:
-                made = self.grad_binary("/" if name == "div_" else "*", owner, args[0], span)
-                if type(made) is v.Grad:
-                    owner.row = made.row
-                return owner
+            op = _GRAD_OPS.get(name.rstrip("_"))
+            if op is not None and args:
+                other = args[0]
+                if "alpha" in keywords and type(other) is v.Grad:
+                    other = self.grad_binary("*", other, keywords["alpha"], span)
+                made = self.grad_binary(op, owner, other, span)
+                if name[-1] == "_" and type(made) is v.Grad:
+                    owner.row, owner.read, owner.added = made.row, made.read, made.added
+                    return owner
+                return owner if name[-1] == "_" else made
             if name == "zero_":
-                owner.row = {}
+                owner.row, owner.read, owner.added = {}, False, frozenset()
                 return owner
-            if name in ("div", "mul") and args:
-                return self.grad_binary("/" if name == "div" else "*", owner, args[0], span)
-            return v.Grad(owner.owner, dict(owner.row))
+            if name == "copy_" and args and type(args[0]) is v.Grad:
+                owner.row, owner.read, owner.added = dict(args[0].row), args[0].read, args[0].added
+                return owner
+            return v.Grad(owner.owner, dict(owner.row), read=owner.read, added=owner.added)
         owners = frozenset((owner.owner,))
         if name in ("zero_", "fill_"):
             self.zero(owners, span, "grad.zero_()")
@@ -1762,7 +2001,7 @@ class Library:
             self.scale_gradient(owners, args[0], "/" if name == "div_" else "*", span)
             return owner
         if name == "copy_" and args and type(args[0]) is v.Grad:
-            self.event("edit", span, how="replace")
+            self.event("edit", span, how="replace", added=args[0].added)
             self.ledger.replace(owner.owner, args[0].row)
             return owner
         if name in ("add_",) and args and type(args[0]) is v.Grad:
@@ -1773,7 +2012,7 @@ class Library:
             return owner
         if name not in _KEEPS_GRAD:
             return self.opaque(f"grad.{name}()", "<norm>")
-        return v.Grad(owner.owner, dict(owner.row))
+        return v.Grad(owner.owner, dict(owner.row), read=True)
 
     def list_method(
         self: Machine, owner: list[Value], name: str, args: list[Value], expr: p.Call, frame: Frame
@@ -1782,13 +2021,13 @@ class Library:
         if name == "append" and args:
             if len(owner) < 400:
                 owner.append(args[0])
-            for one in args[0] if isinstance(args[0], tuple) else (args[0],):
-                if type(one) in (Tensor, Opaque) and one.graph:
-                    target = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
-                    self.watch_kept(span, one, owner, target)
+            target = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
+            self.watch_kept(span, args[0], owner, target)
             return None
         if name == "extend" and args:
-            owner.extend(self.listed(args[0]))
+            items = self.listed(args[0])
+            owner.extend(items)
+            self.watch_kept(span, items[:4], owner, text(expr.func.value) if isinstance(expr.func, p.Attr) else "")
             return None
         if name == "clear":
             owner.clear()
@@ -1931,8 +2170,35 @@ class Library:
             given = self.as_optimizer(given)
         made.optimizer = given if type(given) is v.Optimizer else None
         made.attrs["<args>"] = (list(args), dict(keywords))
+        if path.endswith(".LambdaLR"):
+            factor = args[1] if len(args) > 1 else keywords.get("lr_lambda")
+            factor = factor[0] if isinstance(factor, list) and factor else factor
+            made.horizon = self.zero_of(factor, span) if type(factor) is Closure else None
         self.run.schedulers.append(made)
         return made
+
+    def zero_of(self: Machine, function: Closure, span: Span) -> int | None:
+        """The first step at which a schedule's factor is down to 0 (and stays there), None if it never is."""
+        self.deciding = False
+        try:
+
+            def ended(step: int) -> bool:
+                value = numeric(self.call_value(function, [step], span))
+                if value is None:
+                    raise PyRaise("unknown")
+                return bool(value <= 1e-9)
+
+            low, high = 0, 1 << 17
+            if not ended(high) or ended(1):
+                return None
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if ended(middle) else (middle, high)
+            return high
+        except PyRaise:
+            return None
+        finally:
+            self.deciding = True
 
     def torch_call(
         self: Machine, path: str, last: str, args: list[Value], keywords: dict[str, Value], span: Span
@@ -1947,12 +2213,15 @@ class Library:
             for one in values:
                 if type(one) is Closure and self.scanner.has_backward(one.function.body):
                     self.engine_driven.append((one, None))
-            if self.grad_enabled and owners:
+            if last in _WITH_INDICES and len(values) > 1 and type(values[1]) in (int, Num) and self.grad_enabled and owners:
+                return (Tensor(owners, True, batch=batch), Tensor(batch=batch))
+            if self.grad_enabled and owners and last not in _NO_GRADIENT:
                 none = any(type(one) is Tensor and one.reduction == "none" for one in values)
                 return Tensor(owners, True, size=self.size_of(args), batch=batch, reduction="none" if none else "")
             if batch or any(type(one) in (Tensor, Param, v.Grad) for one in values):
                 return Tensor(batch=batch, size=self.size_of(args))
             return self.opaque(f"{path}({','.join(self.key(one) for one in args[:2])})", "<" + last)
+        values = [self.drain(one, 64) if type(one) is Stream else one for one in values]
         literal = {
             name: value for name, value in keywords.items() if isinstance(value, (str, int, float, bool, type(None)))
         }
@@ -2004,11 +2273,27 @@ class Library:
         )
         if names.is_loss_name(last):
             made.hint = "criterion"
+            if any(self._graphed(one) for one in values):
+                made.attrs["<scored>"] = True
         if loaders and not graph:
             made.hint, made.name = "loader", "loader"
         elif not graph and not batch:
             made.name = "<" + last
+        made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
         return made
+
+
+def _around_yield(body: tuple[p.Stmt, ...]) -> tuple[tuple[p.Stmt, ...], p.Expr | None, tuple[p.Stmt, ...]]:
+    """Split a context manager's body at its yield: statements before, the yielded value, statements behind."""
+    for at, stmt in enumerate(body):
+        if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Yield):
+            return body[:at], stmt.value.value, body[at + 1 :]
+        if isinstance(stmt, (p.Try, p.With)):
+            before, value, after = _around_yield(stmt.body)
+            if len(before) < len(stmt.body):
+                final = stmt.final if isinstance(stmt, p.Try) else ()
+                return (*body[:at], *before), value, (*after, *final, *body[at + 1 :])
+    return body, None, ()
 
 
 def text_of(value: Value) -> str:
@@ -2041,10 +2326,26 @@ def _is_accelerator(name: str) -> bool:
     return "accelerator" in names.words(name)
 
 
+_NO_GRADIENT = frozenset(
+    "argmax argmin argsort eq ne gt lt ge le long int bool any all nonzero isnan isinf isfinite isclose allclose equal "
+    "bincount searchsorted count_nonzero multinomial bernoulli logical_and logical_or logical_not one_hot".split()
+)
+_WITH_INDICES = frozenset("max min topk sort median mode kthvalue cummax cummin".split())
+_GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
+_IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*"}
 _KEEPS_GRAD = frozenset("clone detach to cpu cuda float double half view flatten reshape data".split())
 
 
 _GRADIENT_WORDS = frozenset("grad grads gradient gradients scale average allreduce unscale normalize".split())
+
+
+def _leaves(value: Value, depth: int = 0) -> list[Value]:
+    """What a record (a pair, a small dict) holds."""
+    if isinstance(value, (list, tuple)) and depth < 2:
+        return [inner for one in value[:16] for inner in _leaves(one, depth + 1)]
+    if isinstance(value, dict) and depth < 2:
+        return [inner for one in list(value.values())[:16] for inner in _leaves(one, depth + 1)]
+    return [value]
 
 
 class _NotHandled:

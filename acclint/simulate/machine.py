@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -46,6 +47,7 @@ from acclint.simulate.world import Assignment, Stop, World
 
 STEP_BUDGET = 60_000
 DEPTH = 14
+KEY_LENGTH = 240
 _QUIET_TURNS = 2
 _LIST_TURNS = 64
 
@@ -111,6 +113,9 @@ class Machine(Library):
         self.budget = STEP_BUDGET
         self.entries = 0
         self.batches = 0
+        self.inventions = 0
+        self.deciding = True
+        self.compared: dict[Span, tuple[Value, Value]] = {}
         self.globals = Frame(None)
         self.owners: dict[str, Owner] = {}
         self.templates: dict[Any, Value] = {}
@@ -121,6 +126,11 @@ class Machine(Library):
         self.sent: dict[int, tuple[Tensor, int]] = {}
         self.engine_driven: list[tuple[Closure, Value]] = []
         self.instances: dict[str, Instance] = {}
+        self.parameters: dict[Owner, Param] = {}
+        self.attached: dict[tuple[Owner, str], Value] = {}
+        self.frozen: set[Owner] = set()
+        self.evaluating: set[Owner] = set()
+        self.outputs: dict[int, tuple[Value, v.Term]] = {}
 
     # --- unknown numbers ---------------------------------------------------------------------------------------------
 
@@ -187,6 +197,8 @@ class Machine(Library):
         return kept
 
     def opaque(self, key: str, name: str, **options: Any) -> Opaque:
+        if len(key) > KEY_LENGTH:
+            key = f"{key[:80]}...{zlib.crc32(key.encode()):08x}"
         return Opaque(key, name, **options)
 
     def assign(self, target: p.Expr, value: Value, frame: Frame) -> None:
@@ -225,6 +237,10 @@ class Machine(Library):
     def unpack(self, targets: tuple[p.Expr, ...], value: Value, frame: Frame) -> None:
         stars = [i for i, target in enumerate(targets) if type(target) is p.Star]
         items = self.items_for_unpacking(value, len(targets), bool(stars))
+        given = value.attrs.get("<given>") if type(value) is Opaque else None
+        if given:
+            # `model, optimizer = setup(model, optimizer)`: what comes back under its own name is the same thing.
+            items = [given.get(text(target), item) for target, item in zip(targets, items, strict=False)]
         if stars and len(items) >= len(targets) - 1:
             at = stars[0]
             tail = len(targets) - at - 1
@@ -268,7 +284,7 @@ class Machine(Library):
         for target in stmt.targets:
             self.assign(target, value, frame)
             if type(value) is Tensor:
-                self.watch_growth(stmt, target, value, frame)
+                self.watch_growth(stmt.span, text(target), value)
 
     def do_augment(self, stmt: p.Augment, frame: Frame) -> None:
         target = stmt.target
@@ -280,19 +296,24 @@ class Machine(Library):
         new = self.eval(stmt.value, frame)
         if type(old) is Param and self.augment_parameter(old, stmt.op, new, stmt.span):
             return
+        if type(old) is v.Grad and not old.shared and stmt.op in ("+", "-", "*", "/"):
+            changed = self.binary(stmt.op, old, new, stmt.span, augmented=True)
+            if type(changed) is v.Grad:
+                # In place: every name and container sees it.
+                old.row, old.read, old.added = changed.row, changed.read, changed.added
+                self.assign(target, old, frame)
+                return
         if isinstance(old, list) and stmt.op == "+":
             if isinstance(new, (list, tuple)):
                 old.extend(new[:_LIST_TURNS])
-                for one in new[:4]:
-                    if type(one) is Tensor:
-                        self.watch_kept(stmt.span, one, old)
+                self.watch_kept(stmt.span, new[:4], old, text(target))
             return
         value = self.binary(stmt.op, old, new, stmt.span, augmented=True)
         if type(value) is Tensor:
             self.watch_division(stmt, value, frame)
         self.assign(target, value, frame)
         if type(value) is Tensor:
-            self.watch_growth(stmt, target, value, frame)
+            self.watch_growth(stmt.span, text(target), value)
 
     def do_expression(self, stmt: p.Do, frame: Frame) -> None:
         self.eval(stmt.value, frame)
@@ -301,6 +322,8 @@ class Machine(Library):
         outcome, guard = self.condition(stmt.test, frame, lambda: self.desired(stmt), stmt)
         taken, other = (stmt.body, stmt.orelse) if outcome else (stmt.orelse, stmt.body)
         guard.outcome = outcome
+        if guard.modulus is None and self.loops and not guard.unknown:
+            self.threshold(stmt, guard)
         if guard.modulus is not None:
             self.event("test", stmt.test.span, outcome=outcome, modulus=guard.modulus, counter=guard.counter, stmt=stmt)
         self.guards.append(guard)
@@ -311,11 +334,49 @@ class Machine(Library):
             self.guards.append(guard)
         return signal
 
+    def threshold(self, stmt: p.If, guard: Guard) -> None:
+        """A comparison of a counter of the file with a number, where it gates an update, is a window test."""
+        jumps = _ends_in_jump(stmt.body)
+        if "step" not in self.scanner.reach(stmt.body) and not (jumps and not self.scanner.has_events(stmt.body)):
+            return
+        todo: list[p.Expr] = [stmt.test]
+        while todo:
+            one = todo.pop(0)
+            if isinstance(one, p.Unary) and one.op == "not":
+                todo.append(one.operand)
+            elif isinstance(one, p.Bool):
+                todo += one.values
+            elif isinstance(one, p.Compare) and len(one.ops) == 1 and one.span in self.compared:
+                left, right = self.compared[one.span]
+                if self.counts(one.left) == self.counts(one.rights[0]):
+                    continue
+                counter, bound, said = (
+                    (left, right, one.rights[0]) if self.counts(one.left) else (right, left, one.left)
+                )
+                limit = numeric(bound)
+                if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2 or numeric(counter) is None:
+                    continue
+                if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
+                    self.learn_k(limit, roots_of(bound), in_test=True)
+                guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
+                guard.roots |= roots_of(bound) | roots_of(counter)
+                return
+
+    def counts(self, expr: p.Expr) -> bool:
+        """Whether an expression is a counter of the file, or one and a number."""
+        if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
+            return self.counts(expr.left) or self.counts(expr.right)
+        return isinstance(expr, (p.Name, p.Attr)) and text(expr) in self.world.counters
+
     def desired(self, stmt: p.If) -> bool:
         """The branch of an unknown condition to follow first: the one with events; no jumps."""
         scanner = self.scanner
         body_jumps, else_jumps = _ends_in_jump(stmt.body), bool(stmt.orelse) and _ends_in_jump(stmt.orelse)
         body_events, else_events = scanner.has_events(stmt.body), scanner.has_events(stmt.orelse)
+        if body_jumps and else_jumps:
+            return not isinstance(stmt.body[-1], p.Raise)
+        if body_jumps and self._returns_choice(stmt.body):
+            return True
         if body_jumps:
             return scanner.has_backward(stmt.body)
         if else_jumps:
@@ -325,6 +386,16 @@ class Machine(Library):
         if not body_events and not stmt.orelse:
             return not _RESUMING.search(text(stmt.test))
         return True
+
+    def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
+        """`if name == "adam": return Adam(...)` in a factory: the first choice will do."""
+        last = body[-1]
+        return (
+            isinstance(last, p.Return)
+            and isinstance(last.value, (p.Call, p.Sequence))
+            and bool(self.stack)
+            and not self.scanner.has_backward(self.stack[-1].body)
+        )
 
     def condition(self, test: p.Expr, frame: Frame, desired: Callable[[], bool], stmt: p.Stmt) -> tuple[bool, Guard]:
         guard = Guard(test.span, True)
@@ -364,6 +435,8 @@ class Machine(Library):
         stmt: p.Stmt | None = None,
     ) -> bool:
         kind = type(value)
+        if kind is Num and not self.deciding:
+            return bool(value.v)
         if kind is Num:
             if guard is not None:
                 guard.roots |= value.roots
@@ -375,7 +448,7 @@ class Machine(Library):
                     if frozen is not None:
                         return frozen
                     self.learn_modulus(value.modulus, stmt)
-            if value.modulus is None and value.roots and isinstance(stmt, p.If):
+            if value.modulus is None and value.roots - {"<size>"} and isinstance(stmt, p.If):
                 return self.truth_of_size(value, test, guard, desired, stmt)
             return bool(value.v)
         if kind is bool or value is None or isinstance(value, (int, float, str, Fraction, tuple, list, dict)):
@@ -496,7 +569,24 @@ class Machine(Library):
         self.entries += 1
         items = self.iterate(iterable, loop, stmt)
         loop.target = text(stmt.target)
-        return self.turn(loop, stmt, frame, items)
+        signal = self.turn(loop, stmt, frame, items)
+        if type(iterable) is ParamSet:
+            self.note_frozen(stmt, iterable, frame)
+        return signal
+
+    def note_frozen(self, stmt: p.For, parameters: ParamSet, frame: Frame) -> None:
+        """`for p in net.parameters(): p.requires_grad = False`, without a test: nothing of the net has a gradient."""
+        target = stmt.target.items[-1] if isinstance(stmt.target, p.Sequence) and stmt.target.items else stmt.target
+        if self.scanner.scan(stmt.body).jumps:
+            return
+        for inner in stmt.body:
+            value: Value = None
+            if isinstance(inner, p.Assign) and text(inner.targets[0]) == f"{text(target)}.requires_grad":
+                value = self.eval(inner.value, frame)
+            elif isinstance(inner, p.Do) and text(inner.value) == f"{text(target)}.requires_grad_(False)":
+                value = False
+            if value is False:
+                self.frozen |= parameters.owners
 
     def turn(self, loop: Loop, stmt: p.For, frame: Frame, items: Iterator[Value]) -> str | None:
         self.run.loops[loop.span] = loop
@@ -525,6 +615,7 @@ class Machine(Library):
                 pass
         finally:
             self.loops.pop()
+            self.last_batch = False
         self.event("loop end", loop.span, loop=loop)
         if signal is None and loop.ended and stmt.orelse:
             return self.block(stmt.orelse, frame)
@@ -534,6 +625,11 @@ class Machine(Library):
         """micro: backward inside, and the update too. window: backward inside, no update. outer: loops with backward
         inside. quiet: no backward."""
         scanner = self.scanner
+        if self.stack and self.stack[-1].generator:
+            return "micro"
+        if stmt.span in self.world.loud and not scanner.has_backward(stmt.body):
+            inner = any(loop.span in self.world.loud or scanner.has_backward(loop.body) for loop in scanner.scan(stmt.body).loops)
+            return "outer" if inner else "micro"
         if not scanner.has_backward(stmt.body):
             return "quiet"
         if scanner.has_nested_backward(stmt.body):
@@ -747,6 +843,8 @@ class Machine(Library):
     def iterate(self, value: Value, loop: Loop, stmt: p.For) -> Iterator[Value]:
         """The items of one entry into a `for` loop, as many as are worth running."""
         level, wanted = loop.level, self.wanted_turns(loop.level)
+        if type(value) is Imported:
+            value = self.opaque(value.path, value.path.rpartition(".")[2])
         if type(value) is Range:
             return self.iterate_range(value, loop, wanted)
         if isinstance(value, (list, tuple, dict, set)):
@@ -817,6 +915,9 @@ class Machine(Library):
         loop.kind = "other"
         loop.fetched = value.batch or not value.graph
         count = wanted
+        if loop.level == "quiet" and loaderish and not value.graph and not value.batch:
+            loop.kind, loop.named = "loader", True
+            return self.batches_of(Loader(value.key, _QUIET_TURNS))
         if loop.level == "quiet":
             count = _QUIET_TURNS if loaderish else 1
         return iter([self.item_of(value) for _ in range(count)])
@@ -827,7 +928,7 @@ class Machine(Library):
     def iterate_range(self, value: Range, loop: Loop, wanted: int) -> Iterator[Value]:
         loop.kind = "count"
         loop.count = value.stop
-        start = numeric(self.as_number(value.start))
+        start = 0 if roots_of(self.as_number(value.start)) else numeric(self.as_number(value.start))
         stop_value = self.as_number(value.stop)
         stop, step = numeric(stop_value), numeric(self.as_number(value.step))
         if start is None or stop is None or step is None or int(step) == 0:
@@ -869,7 +970,7 @@ class Machine(Library):
             shown = _QUIET_TURNS if count > 8 else count
             loop.cut = shown != count
             return iter(range(int(start), int(start) + shown * int(step), int(step)))
-        if loop.level == "outer" and count > 4:
+        if loop.level == "outer" and count > 8:
             loop.cut = True
             return iter(range(int(start), int(start) + wanted * int(step), int(step)))
         if count > 64:
@@ -954,6 +1055,8 @@ class Machine(Library):
         lt, rt = type(left), type(right)
         if op in ("/", "*") and (b is not None or a is not None):
             self.promote_loss(left if b is not None else right)
+        if op in ("+", "-") and (lt is v.Grad or rt is v.Grad) and (lt is Tensor or rt is Tensor):
+            return self.grad_binary(op, left, right, span)
         if lt in _TENSORS or rt in _TENSORS or (lt is Opaque and left.graph) or (rt is Opaque and right.graph):
             return self.tensor_binary(op, left, right, span, augmented)
         if lt is v.Grad or rt is v.Grad or lt is v.Delta or rt is v.Delta or lt is Param or rt is Param:
@@ -1003,6 +1106,11 @@ class Machine(Library):
             if type(made) is Num:
                 return Num(made.v, made.roots, made.born, (b, roots_of(right), left))
             return Num(result, NO_ROOTS, span, (b, roots_of(right), left))
+        if op == "*" and self.world.overrides.get(span) == "length":
+            # A number of micro-batches that is a product with k is a multiple of k.
+            k = next((n for n, one in ((a, left), (b, right)) if self.is_k(one) or n in self.world.literal_ks), None)
+            if isinstance(k, int) and k > 1:
+                return Num(3 * k, roots_of(left) | roots_of(right), span)
         made = self.derived(result, span, left, right)
         modulus = _modulus(left) or _modulus(right)
         if modulus is not None:
@@ -1011,6 +1119,8 @@ class Machine(Library):
 
     def eval_unary(self, expr: p.Unary, frame: Frame) -> Value:
         value = self.eval(expr.operand, frame)
+        if expr.op == "-" and type(value) is Opaque and not value.graph and not value.batch and not value.owners:
+            return self.opaque(f"-{value.key}", value.name)
         if expr.op == "not":
             kind = type(value)
             if kind is Maybe:
@@ -1059,7 +1169,7 @@ class Machine(Library):
             return same if op == "is" else not same
         if op in ("in", "not in"):
             if isinstance(right, (list, tuple, set, dict, str)) and isinstance(
-                left, (str, int, float, bool, type(None))
+                left, (str, int, float, bool, type(None), Param)
             ):
                 try:
                     found = left in right
@@ -1087,6 +1197,7 @@ class Machine(Library):
                 left, right = self.number(left.key, left.name), self.number(right.key, right.name)
                 a, b = left.v, right.v
         if a is not None and b is not None:
+            self.compared[expr.span] = (left, right)
             outcome = _COMPARE[op](a, b)
             modulus = _modulus(left) or _modulus(right)
             roots = roots_of(left) | roots_of(right)
@@ -1201,7 +1312,7 @@ class Machine(Library):
         if expr.kind == "dict":
             result: dict[Any, Value] = {}
             for pair in made:
-                if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], (str, int)):
+                if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], (str, int, Param)):
                     result[pair[0]] = pair[1]
                 else:
                     result[len(result)] = pair[1] if isinstance(pair, tuple) and len(pair) == 2 else pair
@@ -1240,7 +1351,7 @@ class Machine(Library):
             start, stop, step = (numeric(self.as_number(one)) for one in (value.start, value.stop, value.step))
             if start is None or stop is None or not step:
                 return [0, 1]
-            return list(range(int(start), int(stop), int(step)))[:_LIST_TURNS]
+            return list(range(int(start), int(stop), int(step))[:_LIST_TURNS])
         if type(value) is Stream:
             return self.drain(value, _LIST_TURNS)
         if type(value) in (ParamSet, Param):
@@ -1369,7 +1480,7 @@ class Machine(Library):
     def generate(self, closure: Closure, frame: Frame) -> Value:
         frame.yields = []
         if closure.kind == "context":
-            return ("context", closure)
+            return ("context", closure, frame)
         ended = True
         try:
             self.run_body(closure, frame, closure.function.span)

@@ -23,7 +23,7 @@ _COMMON = frozenset(
 class Scan:
     """Names in a piece of code: plain calls, calls on self, other attributes; and its jumps and loops."""
 
-    __slots__ = ("attrs", "calls", "grad", "jumps", "loops", "mod_step", "own", "raises", "returns")
+    __slots__ = ("attrs", "calls", "grad", "grows", "jumps", "loops", "mod_step", "own", "raises", "returns", "torch")
 
     def __init__(self) -> None:
         self.calls: set[str] = set()
@@ -35,12 +35,15 @@ class Scan:
         self.raises = False
         self.mod_step = False
         self.grad = False
+        self.grows = False
+        self.torch = False
 
 
 class Scanner:
     """Scans pieces of one program, with a memory."""
 
     def __init__(self, program: p.Program) -> None:
+        self.program = program
         self.functions: dict[str, list[p.Function]] = {}
         self.methods: dict[str, list[p.Function]] = {}
         self._scans: dict[int, tuple[object, Scan]] = {}
@@ -78,7 +81,7 @@ class Scanner:
         if kind is p.If:
             assert isinstance(stmt, p.If)
             inside = self.scan(stmt.body)
-            if "step" in inside.attrs and _has_remainder(stmt.test):
+            if ("step" in inside.attrs or inside.jumps) and _has_remainder(stmt.test):
                 found.mod_step = True
         elif kind in (p.For, p.While):
             found.loops.append(stmt)  # type: ignore[arg-type]
@@ -88,6 +91,17 @@ class Scanner:
             found.returns = True
         elif kind is p.Raise:
             found.raises = True
+        elif kind is p.Augment:
+            assert isinstance(stmt, p.Augment)
+            found.grows |= stmt.op == "+" and not isinstance(stmt.value, p.Const)
+        elif kind is p.Assign:
+            assert isinstance(stmt, p.Assign)
+            if isinstance(stmt.value, p.Binary):
+                found.grows |= stmt.value.op == "+" and text(stmt.value.left) == text(stmt.targets[0])
+            found.grows |= isinstance(stmt.targets[0], p.Index)
+        elif kind is p.Class:
+            assert isinstance(stmt, p.Class)
+            found.torch |= self.scan(stmt.body).torch
         for expr in _expressions(stmt):
             self._expression(expr, found)
         if kind is p.Define:
@@ -103,6 +117,8 @@ class Scanner:
         found.attrs |= inside.attrs
         found.mod_step |= inside.mod_step
         found.grad |= inside.grad
+        found.grows |= inside.grows
+        found.torch |= inside.torch
         if jumps:
             found.loops += inside.loops
             found.jumps |= inside.jumps
@@ -130,11 +146,13 @@ class Scanner:
             elif kind is p.Attr:
                 assert isinstance(one, p.Attr)
                 found.attrs.add(one.name)
+                found.grows |= one.name in ("append", "extend", "add_")
                 if one.name == "grad":
                     found.grad = True
             elif kind is p.Extern:
                 assert isinstance(one, p.Extern)
                 found.attrs.add(one.path.rpartition(".")[2])
+                found.torch |= one.path.startswith("torch")
             elif kind is p.Lambda:
                 assert isinstance(one, p.Lambda)
                 self._merge(found, self.scan(one.function.body), jumps=False)
@@ -177,6 +195,10 @@ class Scanner:
 
     def has_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         return not BACKWARD.isdisjoint(self.reach(body))
+
+    def keeps(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether a loop in `body` adds to something, and nothing in it trains."""
+        return any(self.scan(loop.body).grows for loop in self.scan(body).loops) and not self.has_events(body)
 
     def has_events(self, body: tuple[p.Stmt, ...]) -> bool:
         return not EVENTS.isdisjoint(self.reach(body)) or self.scan(body).grad

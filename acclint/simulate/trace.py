@@ -36,13 +36,17 @@ class Loop:
 
 @dataclass(eq=False, slots=True)
 class Guard:
-    """A condition under which an event happened: the test, its outcome, and what its window arithmetic was."""
+    """A condition under which an event happened: the test, its outcome, and what its window arithmetic was.
+
+    `bound` is the text of the modulus where it is the other side of a comparison with a counter.
+    """
 
     span: Span
     outcome: bool
     modulus: Number | None = None
     roots: frozenset[str] = frozenset()
     counter: Any = None
+    bound: str = ""
     unknown: bool = False
     key: str = ""
 

@@ -87,7 +87,7 @@ class Term:
     `scaled` is False where an unknown factor may be part of the term.
     """
 
-    __slots__ = ("fetch", "loops", "number", "owners", "reduction", "sent", "site", "span", "why")
+    __slots__ = ("data", "fetch", "loops", "number", "owners", "reduction", "sent", "site", "span", "why")
 
     def __init__(
         self, number: int, span: Span, site: tuple[Span, ...], owners: Owners, reduction: str, why: str, loops: Any
@@ -101,6 +101,7 @@ class Term:
         self.loops = loops
         self.sent = 0  # how many backward calls it took part in
         self.fetch = 0  # how many micro-batches had been fetched when it was made
+        self.data: frozenset[int] = frozenset()  # the data that it was computed from
 
 
 class Tensor:
@@ -138,14 +139,28 @@ class Tensor:
 
 
 class Grad:
-    """What `p.grad` held when it was read, or a value made from it: {backward number: coefficient}."""
+    """What `p.grad` held when it was read, or a value made from it: {backward number: coefficient}.
 
-    __slots__ = ("owner", "row", "shared")
+    `shared` is the `.grad` itself, `read` it or a (scaled) copy of it. `added` are the places where a growing `.grad` was
+    added to it.
+    """
 
-    def __init__(self, owner: Owner, row: dict[int, Number], shared: bool = False) -> None:
+    __slots__ = ("added", "owner", "read", "row", "shared")
+
+    def __init__(
+        self,
+        owner: Owner,
+        row: dict[int, Number],
+        shared: bool = False,
+        *,
+        read: bool = False,
+        added: frozenset[Span] = frozenset(),
+    ) -> None:
         self.owner = owner
         self.row = row
         self.shared = shared
+        self.read = read or shared
+        self.added = added
 
 
 class Delta:

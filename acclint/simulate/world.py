@@ -54,11 +54,13 @@ class World:
     scanner: Scanner
     accumulation_names: frozenset[str] = frozenset()
     reductions: dict[str, str] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=lambda: {"over k": "over k"})
+    roles: dict[str, str] = field(default_factory=lambda: {"over k": "over k", "<size>": "batch"})
     overrides: dict[Span, str] = field(default_factory=dict)
     hints: dict[str, Number] = field(default_factory=dict)
     literal_ks: set[int] = field(default_factory=set)
+    loud: set[Span] = field(default_factory=set)
     raised: set[str] = field(default_factory=set)
+    counters: set[str] = field(default_factory=set)
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
 
@@ -70,6 +72,14 @@ class World:
     def is_accumulation(self, name: str) -> bool:
         return name in self.accumulation_names or names.is_accumulation_name(name)
 
+    def is_raised(self, key: str, name: str) -> bool:
+        """Whether the file itself counts this unknown up: the same attribute, or the same local name."""
+        if name in ("size", "shape"):
+            return False
+        head = key.rpartition(".")[0]
+        local = not head or head in self.scanner.functions or head in self.scanner.methods
+        return name in self.raised if local else f".{name}" in self.raised
+
     def role_of(self, key: str, name: str) -> str:
         """k, epochs, batch, limit, interval, world, length or "" for the unknown `key`, called `name`."""
         known = self.roles.get(key)
@@ -77,7 +87,7 @@ class World:
             return known
         if self.is_accumulation(name):
             return "k"
-        if name in self.raised and name not in ("size", "shape"):
+        if self.is_raised(key, name):
             return "counter"
         if names.is_batch_size_name(name) or names.is_micro_batch_size_name(name) or name in ("size", "shape"):
             return "batch"
@@ -107,7 +117,7 @@ class World:
     def number(self, key: str, role: str, assignment: Assignment, order: int) -> Number:
         hint = self.hints.get(key)
         if role == "k":
-            if assignment is ASSIGNMENTS[0] and isinstance(hint, int) and 2 <= hint <= 16:
+            if assignment is ASSIGNMENTS[0] and isinstance(hint, int) and 2 < hint <= 16:
                 return hint
             return assignment.k
         if role == "epochs":

@@ -52,9 +52,13 @@ class Owner:
 
 @dataclass(frozen=True)
 class Schedule:
+    """A scheduler: how often it stepped, its length where it has one, the mean and the last learning rate."""
+
     name: str
     steps: int
     horizon: int | None
+    mean: float
+    last: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ class Summary:
     owners: tuple[Owner, ...]
     schedules: tuple[Schedule, ...]
     growing: bool
-    climb: int  # the longest run of micro-batches over which the number of live graphs rose
+    spread: int  # of the number of live graphs, and by how much it rises over the run
+    rise: int
     clipped: bool
     closure: bool
     epochs: int
@@ -100,13 +105,16 @@ class Summary:
                 for position, update in zip(positions, record.updates, strict=False)
             ]
             owners.append(Owner(tuple(calls), tuple(steps), len(measured.leftover[j].backwards)))
-        schedules = tuple(Schedule(s.name, s.steps, s.horizon) for s in measured.schedulers)
+        schedules = tuple(
+            Schedule(s.name, s.steps, s.horizon, sum(s.lrs) / max(1, len(s.lrs)), s.lrs[-1] if s.lrs else 0.0)
+            for s in measured.schedulers
+        )
         clipped = any(
             event.kind == "clip" and _active(event.data.get("limit"), event.data.get("norm"))
             for event in measured.events
         )
         epochs = sum(event.kind == "loader_begin" for event in measured.events)
-        return cls(problem, tuple(owners), schedules, measured.growing, _climb(measured), clipped, closure, epochs)
+        return cls(problem, tuple(owners), schedules, measured.growing, *_live(measured), clipped, closure, epochs)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -135,15 +143,19 @@ def _positions(measured: Measurement, owner: int, mine: set[int]) -> list[int]:
     return positions
 
 
-def _climb(measured: Measurement) -> int:
-    longest = 0
-    runs: dict[tuple[str, int], tuple[int, int]] = {}
+def _live(measured: Measurement) -> tuple[int, int]:
+    """How far the numbers of live graphs behind a backward call lie apart, and how much they rise over the run.
+
+    The first number does not count: from the second on, names may still hold the graphs of the call before.
+    """
+    counts: dict[int, list[int]] = {}
     for count in measured.live_graphs:
-        before, run = runs.get((count.event, count.line), (count.graphs, 0))
-        run = run + 1 if count.graphs > before else 0
-        runs[count.event, count.line] = count.graphs, run
-        longest = max(longest, run)
-    return longest
+        if count.event == "backward":
+            counts.setdefault(count.line, []).append(count.graphs)
+    spread = max((max(graphs[1:]) - min(graphs[1:]) for graphs in counts.values() if graphs[1:]), default=0)
+    third = [graphs for graphs in counts.values() if len(graphs) >= 6]
+    rise = max((max(graphs[-len(graphs) // 3 :]) - max(graphs[: len(graphs) // 3]) for graphs in third), default=0)
+    return spread, rise
 
 
 def _active(limit: float | None, norm: float | None) -> bool:
@@ -221,10 +233,11 @@ def label(mutant: Summary, original: Summary, rules: Collection[str]) -> Label:
     if any(owner.left or not owner.steps or _uneven(_sizes(owner)) for owner in mutant.owners):
         tolerated.add("ACC007")
     found = [defect for defect in found if defect.codes]
-    if not original.growing and mutant.climb > max(2, 2 * original.climb):
+    piled = mutant.growing or mutant.rise > original.rise or mutant.spread > 2 * original.spread + 2
+    if piled and not original.growing:
         # Graphs that only one window keeps are a matter of taste.
         window = max((_usual(_sizes(owner)) for owner in original.owners), default=1)
-        sure = mutant.growing and mutant.climb >= 2 * window and not found
+        sure = mutant.growing and mutant.spread >= max(3, 2 * window) and not found
         found.append(Defect(("ACC005", "ACC031"), "graphs pile up", sure=sure))
         tolerated.add("ACC018")
     found += _schedule_defects(mutant, original, bool(found))
@@ -334,7 +347,8 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
 
     # In the order of the table in rules.md: what is in an update that should not be, then what lacks, then the scale.
     if clean and sum(_counts_down(window) for window in after) * 2 > len(after):
-        return Defect(("ACC014",), "earlier micro-batches weigh more")
+        codes = ("ACC014", "ACC015") if any(window.stale for window in after) else ("ACC014",)
+        return Defect(codes, "earlier micro-batches weigh more")
     stale = sum(window.stale for window in after[1:])
     zeroed = sum(window.zeroed > 0 for window in after)
     shifted = ("ACC006",) if moved else ()
@@ -356,11 +370,12 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     scale = _total(before, k)
     if scale is None:
         return None
+    single = all(step.position == index + 1 for index, step in enumerate(new.steps))
+    if single and len(new.calls) == len(new.steps) and len(new.calls) * 2 <= len(old.calls):
+        return Defect(("ACC030",), "backward on the boundary only")
     if usual == 1 < k:
         if not mean or all(_close(window.total, scale) for window in after):
             return Defect((), "a plain loop")
-        if len(new.calls) * 2 <= len(old.calls):
-            return Defect(("ACC030",), "backward on the boundary only")
         if len(set(sizes)) == 1:
             codes = ("ACC016",) if len(after) == len(new.calls) else ("ACC006", "ACC016")
             return Defect(codes, "every micro-batch steps")
@@ -387,6 +402,8 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     regular = sizes[0] == usual and (odd == 0 or odd <= mutant.epochs < len(sizes))
     if regular and not mean:
         return Defect((), "another window of sums")
+    if regular and all(_close(share, 1.0) for window in after for share in window.shares):
+        return Defect(("ACC001", "ACC006", "ACC026"), f"windows of {usual} not divided", sure=False)
     if regular:
         return Defect(("ACC006", "ACC026"), f"windows of {usual} divided for {k}", sure=False)
     return _shape(sizes, [window.size for window in before], k, mutant.epochs)
@@ -409,7 +426,9 @@ def _shape(sizes: Sequence[int], before: Sequence[int], k: int, epochs: int) -> 
         return Defect(("ACC007", "ACC006"), "windows differ at the end of an epoch", sure=False)
     if all(size % k == 0 for size in sizes):
         return Defect(("ACC006", "ACC024"), "windows merge", sure=False)
-    codes = ("ACC006", "ACC016") if set(sizes[1:]) == {1} else ("ACC006",)
+    codes: tuple[str, ...] = ("ACC006",)
+    if len(set(sizes[1:])) == 1 and sizes[0] == k:  # what every later window has is not the one that is divided for
+        codes = ("ACC006", "ACC016") if sizes[1] == 1 else ("ACC006", "ACC026") if sizes[1] > k else codes
     return Defect(codes, f"windows of {', '.join(map(str, sizes[:6]))} micro-batches instead of {k}")
 
 
@@ -419,12 +438,16 @@ def _schedule_defects(mutant: Summary, original: Summary, broken: bool) -> list[
     defects = []
     for new, old in zip(mutant.schedules, original.schedules, strict=True):
         if (new.steps, new.horizon) == (old.steps, old.horizon):
+            alike = math.isclose(new.mean, old.mean, rel_tol=0.01) and math.isclose(new.last, old.last, rel_tol=0.01)
+            if not alike and new.name != "ReduceLROnPlateau":
+                defects.append(Defect(("ACC004",), "as many scheduler steps, other learning rates", sure=False))
             continue
         what = f"{new.steps} scheduler steps for {new.horizon}, {old.steps} for {old.horizon} before"
         if new.horizon and old.horizon and 0.8 <= old.steps / old.horizon <= 1.25:
             used = new.steps / new.horizon
             if not 0.67 < used < 1.5:
-                defects.append(Defect(("ACC004",), what, sure=not broken))
+                codes = ("ACC004", "ACC023") if new.steps <= 1 else ("ACC004",)
+                defects.append(Defect(codes, what, sure=not broken))
         else:
             plateau = new.name == "ReduceLROnPlateau" and new.steps > 2 * old.steps
             defects.append(Defect(("ACC004",), what, sure=plateau and not broken))

@@ -371,9 +371,9 @@ def freeze_counter(script: Script) -> Iterator[Change]:
     script = with_counter(script)
     for line, name in script.counters:
         for guard in script.guards:
-            if name in {script.code(node) for node in script.walk(guard.test) if isinstance(node, cst.BaseExpression)}:
-                if script.block_of(line) is script.block_of(guard):
-                    yield changed(script, line, move(line, bottom={guard.body: [copy(line)]}))
+            read = {script.code(node) for node in script.find(cst.BaseExpression, guard.test)}
+            if name in read and script.block_of(line) is script.block_of(guard):
+                yield changed(script, line, move(line, bottom={guard.body: [copy(line)]}))
 
 
 @harmful("reset-counter")
@@ -442,9 +442,9 @@ def scheduler_in_guard(script: Script) -> Iterator[Change]:
 def schedule_in_other_unit(script: Script) -> Iterator[Change]:
     """A floor division by k outside the loops dropped: sizes in micro-batches instead of updates."""
     for node in script.find(cst.BinaryOperation):
-        if isinstance(node.operator, cst.FloorDivide) and script.code(node.right) in script.ks:
-            if not script.loops_around(node):
-                yield changed(script, node, Edit(replace={node: node.left}))
+        sizes = isinstance(node.operator, cst.FloorDivide) and script.code(node.right) in script.ks
+        if sizes and not script.loops_around(node):
+            yield changed(script, node, Edit(replace={node: node.left}))
 
 
 @harmful("keep-tensor")
@@ -552,9 +552,9 @@ def rename_all(script: Script) -> Iterator[Change]:
 def rename_misleading(script: Script) -> Iterator[Change]:
     """Names that suggest something else: the loss is called total, k is called batch_size, ..."""
     names = set(renamable(script))
-    wishes = {**{loss: "total" for loss in script.losses}, **{k: "width" for k in script.ks}}
-    wishes |= {optimizer: "engine" for optimizer in script.optimizers} | {model: "loss_fn" for model in script.models}
-    wishes |= {scheduler: "meter" for scheduler in script.schedulers}
+    wishes = {**dict.fromkeys(script.losses, "total"), **dict.fromkeys(script.ks, "width")}
+    wishes |= dict.fromkeys(script.optimizers, "engine") | dict.fromkeys(script.models, "loss_fn")
+    wishes |= dict.fromkeys(script.schedulers, "meter")
     table: dict[str, str] = {}
     taken = {node.value for node in script.find(cst.Name)}
     for name, wish in sorted(wishes.items()):
@@ -684,7 +684,7 @@ def extract(script: Script, lines: list[Statement], name: str, *, closure: bool 
         call = statement(f"{', '.join(results)} = {name}({parameters})" if results else f"{name}({parameters})")
     assert isinstance(definition, cst.FunctionDef)
     definition = definition.with_changes(body=cst.IndentedBlock([*head, *map(copy, lines), *tail]))
-    edit = Edit(replace={line: None for line in lines}, before={place: [definition]})
+    edit = Edit(replace=dict.fromkeys(lines), before={place: [definition]})
     edit.before.setdefault(lines[0], []).append(call)
     return edit
 
@@ -700,7 +700,9 @@ def _bound_elsewhere(script: Script, lines: list[Statement], *, before: bool = F
     for target in script.bindings(script.arena(lines[0])):
         if isinstance(script.parents[target], cst.CompFor) or script.function_of(target) is not function:
             continue
-        if before and script.line(target) >= script.line(lines[0]) or any(up in chosen for up in script.above(target)):
+        if (before and script.line(target) >= script.line(lines[0])) or any(
+            up in chosen for up in script.above(target)
+        ):
             continue
         found |= script.targets(target)
     return found
@@ -725,7 +727,7 @@ def runs_with(script: Script, wanted: set[cst.SimpleStatementLine], *, simple: b
         first = last = body.index(line)
 
         def fits(node: Statement) -> bool:
-            return isinstance(node, cst.SimpleStatementLine) or not simple and not isinstance(node, cst.FunctionDef)
+            return isinstance(node, cst.SimpleStatementLine) or (not simple and not isinstance(node, cst.FunctionDef))
 
         while first > 0 and fits(body[first - 1]):
             first -= 1
@@ -984,7 +986,7 @@ def with_around_forward(script: Script) -> Iterator[Change]:
                 with_ = statement("with torch.enable_grad():\n    pass\n").with_changes(
                     body=cst.IndentedBlock([*map(copy, head)])
                 )
-                yield changed(script, backward, Edit(replace={line: None for line in head}, before={backward: [with_]}))
+                yield changed(script, backward, Edit(replace=dict.fromkeys(head), before={backward: [with_]}))
     for loop in script.micro_loops:
         if not any(isinstance(node, (cst.Yield,)) for node in script.walk(loop)):
             with_ = statement('with torch.autograd.profiler.record_function("batch"):\n    pass\n')
@@ -1072,11 +1074,10 @@ def division_form(script: Script) -> Iterator[Change]:
             if form != script.code(line):
                 yield changed(script, line, Edit(replace={line: statement(form)}))
         backward = backward_near(script, line)
-        receiver = dict(script.backwards).get(backward) if backward is not None else None
-        if backward is not None and isinstance(receiver, cst.Name) and receiver.value == loss:
-            if not script.called(backward).args and script.block_of(line) is script.block_of(backward):  # type: ignore[union-attr]
-                scaled = statement(f"({loss} / {paren}).backward()")
-                yield changed(script, line, Edit(replace={line: None, backward: scaled}))
+        together = backward is not None and script.block_of(line) is script.block_of(backward)
+        if backward is not None and together and script.code(backward) == f"{loss}.backward()":
+            scaled = statement(f"({loss} / {paren}).backward()")
+            yield changed(script, line, Edit(replace={line: None, backward: scaled}))
     for backward, receiver in script.backwards:
         if isinstance(receiver, cst.BinaryOperation) and isinstance(receiver.operator, cst.Divide):
             loss, k = script.code(receiver.left), script.code(receiver.right)

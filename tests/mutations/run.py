@@ -28,7 +28,7 @@ from tests.mutations.script import Script
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 10.0
-FORMAT = "3"  # of the cached summaries; raise it when `Summary` or the ledger changes
+FORMAT = "8"  # of the cached summaries; raise it when `Summary` or the ledger changes
 NO_OPERATOR = "unchanged"
 
 
@@ -179,7 +179,7 @@ def summary(text: str, store: Path | None) -> Summary:
     try:
         result = Summary.of(measure(text, timeout=TIMEOUT))
     except OracleError as error:
-        return Summary(f"oracle: {error}", (), (), False, 0, False, False, 0)
+        return Summary(f"oracle: {error}", (), (), False, 0, 0, False, False, 0)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result.to_json()), encoding="utf-8")
@@ -335,6 +335,17 @@ def table(results: Sequence[Result]) -> str:
     lines += ["| Rule | Mutation | judged | agreed |", "|---|---|---:|---:|"]
     lines += [f"| {rule} | {name} | {count.judged} | {count.agreed} |" for (rule, name), count in sorted(cells.items())]
     return "\n".join(lines) + "\n"
+
+
+def shortfalls(results: Sequence[Result], target: float = 0.99) -> list[str]:
+    """The rules and harmless mutations whose agreement is below the target, and what is wrong with high confidence."""
+    lines = []
+    for key in ("rule", "operator"):
+        for name, count in sorted(counted(results, key).items()):
+            if (key == "rule" or name in HARMLESS) and count.agreed < target * count.judged:
+                lines.append(f"{name}: {count.agreed} of {count.judged}")
+    lines += [f"wrong with high confidence: {result.mutant.name}" for result in results if result.badly_wrong]
+    return lines
 
 
 def keep(results: Iterable[Result], folder: Path) -> int:
