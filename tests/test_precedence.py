@@ -94,5 +94,7 @@ def test_a_rule_that_is_off_silences_nothing() -> None:
 
 
 def test_a_suppressed_finding_still_silences_the_general_one() -> None:
-    text = LATE.replace("loss = loss / accumulation_steps", "loss = loss / accumulation_steps  # acclint: ignore[ACC021]")
+    text = LATE.replace(
+        "loss = loss / accumulation_steps", "loss = loss / accumulation_steps  # acclint: ignore[ACC021]"
+    )
     assert [one.code for one in check_text(text, "late.py").findings] == []

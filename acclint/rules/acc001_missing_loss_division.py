@@ -10,6 +10,7 @@ from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Run
+from acclint.simulate.values import roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -115,7 +116,7 @@ def _divided_rate(view: View) -> bool:
     optimizer = view.lane.optimizer
     if optimizer is None:
         return True
-    roots = getattr(optimizer.lr, "roots", frozenset())
+    roots = roots_of(optimizer.lr)
     return optimizer.plain_sgd and bool(roots & {"over k", *view.run.k_names})
 
 
@@ -150,7 +151,7 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
 def _undivided(view: View) -> Iterator[Report]:
     for numbers in undivided_sites(view).values():
         backward = view.run.backwards[numbers[0]]
-        term = max(backward.terms, key=lambda one: abs(one[1]))[0]
+        term = max(backward.terms, key=lambda one: abs(float(one[1])))[0]
         levels = [view.confidence, view.evidence]
         assumptions = list(view.notes())
         if term.reduction == "unknown":
@@ -168,7 +169,8 @@ def _undivided(view: View) -> Iterator[Report]:
         severity = scale_severity(view)
         harm = ""
         if severity.value == "warning" and view.lane.optimizer is not None:
-            harm = f"; {view.lane.optimizer.kind.rpartition('.')[2]} cancels a constant factor in its update, but not in clipping, logging or eps"
+            kind = view.lane.optimizer.kind.rpartition(".")[2]
+            harm = f"; {kind} cancels a constant factor in its update, but not in clipping, logging or eps"
         yield Report(
             backward.span,
             f"the mean loss is not divided by the number of accumulated micro-batches: the gradient that reaches "

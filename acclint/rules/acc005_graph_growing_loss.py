@@ -152,9 +152,9 @@ def _outputs(run: Run, event: Event) -> Report | None:
         level, severity = Confidence.MEDIUM, Severity.WARNING
         message = f"`{name}` keeps the autograd graph of every batch's output: host memory grows; keep `.detach()`"
     elif not any(sent):
-        # What an unknown object returns is a tensor with a graph if the object is a module: it has eval().
-        plain = Confidence.MEDIUM if event.data["known"] else Confidence.LOW
-        level = Confidence.HIGH if event.data["evaluating"] else plain
+        # What an unknown object returns is a tensor with a graph if the object is a module: it has eval(). Outputs that are
+        # collected while training are mostly put together again for the loss.
+        level = Confidence.HIGH if event.data["evaluating"] else Confidence.LOW
         severity = Severity.ERROR
         message = (
             f"`{name}` keeps every batch's output with its whole forward graph, since nothing calls backward on it: memory "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Severity
@@ -145,9 +146,9 @@ def _varying(view: View, gate: Guard) -> Report | None:
     seen: list[tuple[Window, int, object]] = []
     for window, size in zip(view.closed, view.sizes, strict=True):
         guards = [guard for guard in window.update.guards if guard.span == gate.span] if window.update else []
-        if size and guards:
+        if size and guards and guards[-1].modulus is not None:
             seen.append((window, size, guards[-1].modulus))
-    changed = [one for before, one in zip(seen, seen[1:], strict=False) if one[2] != before[2]]
+    changed = [one for before, one in pairwise(seen) if one[2] != before[2]]
     if not any(size != k and not _weighs_one(view, window) for window, size, k in changed):
         return None
     sizes = ", ".join(str(size) for _, size, _ in seen[:8])
@@ -204,8 +205,8 @@ def _borrowed(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     return _report(
         view,
         gate.span,
-        f"the update is under the test of `{word}`: {owner_phrase(view)} is stepped every {modulus} micro-batches, but the "
-        f"loss is divided by {divisor:g}",
+        f"the update is under the test of `{word}`: {owner_phrase(view)} is stepped every {modulus} micro-batches, but "
+        f"the loss is divided by {divisor:g}",
         Severity.ERROR,
     )
 
@@ -246,8 +247,8 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     return _report(
         view,
         gate.span,
-        f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update of "
-        f"{owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
+        f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update "
+        f"of {owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
         Severity.WARNING,
     )
 

@@ -159,7 +159,7 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
         turns = max(loop.turns for loop in entries)
         return Report(
             span,
-            f"a pass has {turns} micro-batches and the window {k}: the window test is never true, so there is no update",
+            f"a pass has {turns} micro-batches and the window {k}: the window test is never true, there is no update",
             Severity.ERROR,
             view.confidence,
             notes=(("the loop over micro-batches", micro.span),),

@@ -102,9 +102,12 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 def _judge(run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
+    written = {span for event in run.of("edit", "update") for span in event.data.get("added", ())}
     for event in run.of("hand added"):
         if event.span in found or not event.loops:
             continue
+        # Where the updates use `.grad` itself, the sum may be meant for a log.
+        level = Confidence.HIGH if event.span in written else Confidence.LOW if run.of("update") else Confidence.MEDIUM
         numbers = event.data["numbers"]
         first = run.backwards[numbers[0]]
         found[event.span] = Report(
@@ -112,7 +115,7 @@ def _judge(run: Run) -> list[Report]:
             "`p.grad` already holds the sum of the window's gradients and is added again: the first of k micro-batches "
             "counts k times, the last once (k, k-1, ..., 1)",
             Severity.ERROR,
-            Confidence.HIGH,
+            level,
             notes=(("backward adds to p.grad", first.span),),
             evidence={"scope": list((first.event.loops or event.loops)[-1][0].span)},
         )

@@ -223,7 +223,8 @@ def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Re
     notes = (("gradients are added here", backwards[0].span),) if backwards else ()
     return Report(
         span,
-        f"the counter in this window test is only raised inside the block that the test guards, so it stands still: {what}",
+        "the counter in this window test is only raised inside the block that the test guards, so it stands still: "
+        + what,
         Severity.ERROR,
         Confidence.HIGH,
         notes=notes,

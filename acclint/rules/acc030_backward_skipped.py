@@ -134,9 +134,7 @@ def _behind_loop(view: View, backward: Backward) -> Report | None:
     return _report(view, backward, term, "only the last" if loop.cut else f"1 of {len(wasted) + 1}", notes)
 
 
-def _report(
-    view: View, backward: Backward, term: Term, part: str, notes: tuple[tuple[str, Span], ...]
-) -> Report:
+def _report(view: View, backward: Backward, term: Term, part: str, notes: tuple[tuple[str, Span], ...]) -> Report:
     known = term.reduction in ("mean", "sum") and term.why not in ("loss", "output", "outputs")
     return Report(
         backward.span,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held, turning, views, weaker
+from acclint.rules.windows import held, own_data, turning, views, weaker
 from acclint.simulate.trace import Run
 from acclint.simulate.values import Term
 
@@ -107,7 +107,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 for group in by_site.values():
                     loops = [turning(one.loops, other.loops) for one, other in zip(group, group[1:], strict=False)]
                     loop = next((one for one in loops if one is not None), None)
-                    if loop is None or len({term.fetch for term in group}) < 2 or backward.span in found:
+                    if loop is None or not _independent(run, group) or backward.span in found:
                         continue
                     found[backward.span] = Report(
                         backward.span,
@@ -125,6 +125,19 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                         evidence=view.proof(),
                     )
     return list(found.values())
+
+
+def _independent(run: Run, group: list[Term]) -> bool:
+    """Whether the losses come from different data, and none from another one's data as well (a state carried on).
+
+    Views of one batch (with other noise in each) are one micro-batch; chunks, slices and rows of it are several.
+    """
+    data = [own_data(term) for term in group]
+    parts = {term.data & run.cuts for term in group}
+    apart = all(not one & other for one, other in zip(data, data[1:], strict=False)) and all(data)
+    if len({term.fetch for term in group}) < 2 and len(parts) < 2 and not apart:
+        return False
+    return not any(one < other for one, other in zip(data, data[1:], strict=False))
 
 
 RULE = Rule(

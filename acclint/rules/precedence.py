@@ -37,7 +37,7 @@ def alone(reports: Sequence[tuple[Rule, Report]]) -> list[tuple[Rule, Report]]:
 
 
 def same_mistake(one: Report, other: Report) -> bool:
-    """Whether two reports are about the same place, or about the same parameters in the same loop over micro-batches."""
+    """Whether two reports are about the same place, or the same parameters in the same loop over micro-batches."""
     if one.span == other.span or other.span in {span for _, span in one.notes}:
         return True
     scope = one.evidence.get("scope")

@@ -214,7 +214,7 @@ class View:
         micro = self.micro
         if micro is not None and micro.kind == "count" and micro.level == "window":
             found = self.texts.text(micro.span)
-            if found.startswith("range(") and found.endswith(")"):
+            if found.startswith("range(") and found.endswith(")") and found.count(",") < 2:
                 return found[6:-1]
         for name in self.run.k_names:
             return name
@@ -302,19 +302,22 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
 
     A report that only a flipped condition brings is a step less sure, and names the condition.
     """
-    seen: set[tuple[Span, ...]] = set()
-    for pair in analysis.pairs:
-        results = [{report.span: report for report in judge(run)} for run in pair.runs]
-        for span, report in results[0].items():
-            if (span,) in seen or not all(span in other for other in results[1:]):
+    seen: set[Span] = set()
+    for path in analysis.paths:
+        first = {report.span: report for report in judge(path.first) if report.span not in seen}
+        if not first or path.second is None:
+            continue
+        again = {report.span: report for report in judge(path.second)}
+        for span, report in first.items():
+            if span not in again:
                 continue
-            seen.add((span,))
-            level = weaker(report.confidence, *(other[span].confidence for other in results[1:]))
-            if pair.flipped:
+            seen.add(span)
+            level = weaker(report.confidence, again[span].confidence)
+            if path.flipped:
                 level = ORDER[max(level.rank - 1, 0)]
-                place = pair.runs[0].conditions.get(pair.flipped)
+                place = path.first.conditions.get(path.flipped)
                 told = analysis.text(place.text_span) if place is not None else ""
-                note = (f"only where `{told or pair.flipped}` is {'true' if place and place.value else 'false'}", None)
+                note = (f"only where `{told or path.flipped}` is {'true' if place and place.value else 'false'}", None)
                 report = replace(report, assumptions=(*report.assumptions, note))
             yield replace(report, confidence=level)
 

@@ -7,6 +7,7 @@ with each such condition flipped (bounded). A rule's finding must hold under bot
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from acclint import program as p
 from acclint.program import Span
@@ -34,12 +35,23 @@ class LoopFacts:
     contributions: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] = ()
 
 
-@dataclass(frozen=True)
-class Pair:
-    """The runs of one choice of conditions: one per assignment. `flipped` names the condition, "" for the base path."""
+class Path:
+    """One choice of the unknown conditions. `flipped` is the condition that differs from the base path, "" for the base.
 
-    runs: tuple[Run, ...]
-    flipped: str = ""
+    `first` is the run under the first assignment of numbers; the one under the second is made when it is asked for,
+    since most loops give nothing to confirm.
+    """
+
+    def __init__(self, first: Run, flipped: str, world: World, choices: dict[str, bool]) -> None:
+        self.first = first
+        self.flipped = flipped
+        self._world = world
+        self._choices = choices
+
+    @cached_property
+    def second(self) -> Run | None:
+        """The run under the other assignment, None if it could not be made."""
+        return _settled(self._world, ASSIGNMENTS[1], self._choices)
 
 
 @dataclass
@@ -47,7 +59,7 @@ class Analysis:
     """What the rules look at."""
 
     program: p.Program
-    pairs: tuple[Pair, ...] = ()
+    paths: tuple[Path, ...] = ()
     loops: tuple[LoopFacts, ...] = ()
     texts: dict[Span, str] = field(default_factory=dict)
     divisors: dict[Span, str] = field(default_factory=dict)
@@ -57,7 +69,7 @@ class Analysis:
 
     @property
     def base(self) -> Run | None:
-        return self.pairs[0].runs[0] if self.pairs else None
+        return self.paths[0].first if self.paths else None
 
     def text(self, span: Span) -> str:
         """The short rendering of the expression at `span`, "" if there is none."""
@@ -78,15 +90,16 @@ def analyze(
         return analysis
     world = World(program, scanner, accumulation_names, reductions or {})
     _prepare(world, program, analysis)
-    base = _both(world, {})
+    base = _settled(world, ASSIGNMENTS[0], {})
     if base is None:
         return analysis
-    pairs = [base]
-    for condition in [one for one in base.runs[0].conditions.values() if one.matters][:MAX_FLIPS]:
-        flipped = _both(world, {condition.key: not condition.value}, condition.key)
+    paths = [Path(base, "", world, {})]
+    for condition in [one for one in base.conditions.values() if one.matters][:MAX_FLIPS]:
+        choices = {condition.key: not condition.value}
+        flipped = _settled(world, ASSIGNMENTS[0], choices)
         if flipped is not None:
-            pairs.append(flipped)
-    analysis.pairs = tuple(pairs)
+            paths.append(Path(flipped, condition.key, world, choices))
+    analysis.paths = tuple(paths)
     analysis.functions = scanner.functions
     analysis.loops = describe(analysis, scanner)
     return analysis
@@ -108,18 +121,13 @@ def _may_keep(scanner: Scanner) -> bool:
     return any(scanner.keeps(body) for body in (scanner.program.body, *bodies))
 
 
-def _both(world: World, choices: dict[str, bool], flipped: str = "") -> Pair | None:
-    """The runs under both assignments; roles learnt in the second restart both."""
+def _settled(world: World, assignment: Assignment, choices: dict[str, bool]) -> Run | None:
+    """A run in which nothing new was learnt about the numbers; None if that does not come to an end."""
     for _ in range(MAX_RESTARTS):
-        runs = []
         try:
-            for assignment in ASSIGNMENTS:
-                runs.append(execute(world, assignment, choices))
+            return execute(world, assignment, choices)
         except Restart:
             continue
-        for run in runs:
-            run.flipped = flipped
-        return Pair(tuple(runs), flipped)
     return None
 
 
@@ -265,4 +273,4 @@ def _window_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:
     return found
 
 
-__all__ = ["Analysis", "LoopFacts", "Pair", "analyze", "execute", "v"]
+__all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute", "v"]

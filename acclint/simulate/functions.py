@@ -254,6 +254,12 @@ def _getattr(m: Machine, args: list[Value], keywords: dict[str, Value], span: Sp
 
 
 def _setattr(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    if len(args) == 3 and type(args[0]) in (Module, Instance) and type(args[2]) in (Module, Instance):
+        target = args[0].attrs.get("<of>", args[0])
+        if (not isinstance(args[1], str) or args[1].startswith("<")) and m.norm_inside(args[2]) is None:
+            # Layers are replaced by name, in a walk over the module: which ones is not known.
+            m.normless.add(target.owner)
+            return None
     if len(args) == 3 and isinstance(args[1], str):
         m.store_attribute(args[0], args[1], args[2], span)
     return None
@@ -410,12 +416,15 @@ def _null(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
 
 def _create(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     first: Value = args[0] if args else keywords.get("size")
+    axes = tuple(first) if isinstance(first, (list, tuple)) else tuple(args)
     if isinstance(first, (list, tuple)) and first:
         first = first[0] if numeric(first[0]) is not None else len(first)
     if keywords.get("requires_grad") is True:
         return Param(Owner("<parameter>"), True, first)
-    size = first if numeric(first) is not None else None
-    return Tensor(size=size, batch=m.made_up())
+    made = Tensor(size=first if numeric(first) is not None else None, batch=m.made_up())
+    if all(numeric(one) is not None for one in axes):
+        made.rest = axes[1:]
+    return made
 
 
 def _like(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -549,6 +558,11 @@ def _loader(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
     size = args[1] if len(args) > 1 else keywords.get("batch_size", 1 if "batch_sampler" not in keywords else None)
     if type(size) is Opaque:
         size = m.number(size.key, size.name, "" if m.world.role_of(size.key, size.name) else "batch")
+    sampler = keywords.get("batch_sampler")
+    drop = keywords.get("drop_last")
+    if type(sampler) is Opaque and "<count>" in sampler.attrs:
+        size, (dataset, drop) = sampler.attrs["<size>"][0], sampler.attrs["<count>"]
+        keywords = {}
     key = f"loader@{span.row}:{span.column}"
     length: Value = None
     count = (
@@ -557,16 +571,33 @@ def _loader(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
         else None
     )
     known = type(dataset) is not v.Dataset or dataset.size is not None
-    if count is not None and known and numeric(size) and all(root in m.world.hints for root in roots_of(size)):
-        drop = keywords.get("drop_last") is True
+    whole = getattr(dataset, "size", None)
+    same = bool(roots_of(size)) and roots_of(size) == roots_of(whole)
+    multiple = same and bool(numeric(size)) and numeric(whole) % numeric(size) == 0
+    sized = multiple or all(root in m.world.hints for root in roots_of(size))
+    if count is not None and known and numeric(size) and sized:
         exact = Fraction(int(count), int(numeric(size)))
-        length = math.floor(exact) if drop else math.ceil(exact)
+        length = math.floor(exact) if drop is True else math.ceil(exact)
         if "sampler" in keywords or "batch_sampler" in keywords:
             length = None
     if length is None:
         length = m.number(f"len({key})", "length", "length")
     made = Loader(key, length, size, span)
     made.name = "<loader>"
+    return made
+
+
+def _sampler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    source = args[0] if args else keywords.get("data_source")
+    return v.Dataset(source.size if type(source) is v.Dataset and "num_samples" not in keywords else None)
+
+
+def _batch_sampler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    sampler = args[0] if args else keywords.get("sampler")
+    made = m.opaque(f"batch_sampler@{span.row}:{span.column}", "<batch_sampler>")
+    size = args[1] if len(args) > 1 else keywords.get("batch_size")
+    made.attrs["<size>"] = (m.as_number(size), span)
+    made.attrs["<count>"] = (sampler, args[2] if len(args) > 2 else keywords.get("drop_last"))
     return made
 
 
@@ -882,6 +913,9 @@ FUNCTIONS: dict[str, Handler] = {
     "torch.utils.data.DataLoader": _loader,
     "torch.utils.data.dataloader.DataLoader": _loader,
     "torch.utils.data.TensorDataset": _tensor_dataset,
+    "torch.utils.data.RandomSampler": _sampler,
+    "torch.utils.data.SequentialSampler": _sampler,
+    "torch.utils.data.BatchSampler": _batch_sampler,
     "torch.utils.data.Subset": _subset,
     "torch.utils.data.random_split": _random_split,
     "torch.arange": _arange,

@@ -54,7 +54,7 @@ _SAME = frozenset(
 _MODULE_METHODS = frozenset(
     "parameters named_parameters train eval to cuda cpu zero_grad state_dict load_state_dict modules named_modules children "
     "named_children requires_grad_ apply half float double bfloat16 forward buffers named_buffers register_buffer "
-    "add_module register_module compile share_memory __call__ extra_repr get_parameter trainable_parameters".split()
+    "add_module register_module append insert extend compile share_memory __call__ extra_repr get_parameter trainable_parameters".split()
 )
 _PASS_THROUGH = frozenset(
     "DistributedDataParallel DataParallel FullyShardedDataParallel FSDP compile convert_sync_batchnorm convert_syncbn_model "
@@ -149,6 +149,7 @@ class Library:
         """train() and eval() of a whole module."""
         if training:
             self.evaluating = {one for one in self.evaluating if not one.within(owner)}
+            self.norms_off = {one for one in self.norms_off if not one.within(owner)}
         else:
             self.evaluating.add(owner)
 
@@ -672,6 +673,9 @@ class Library:
             base.attrs[name] = value
             if kind is Module and type(value) is Module:
                 value.owner.parents.append(base.owner)
+                value_norm = self.norm_inside(value)
+                if base.batchnorm is None and value_norm is not None:
+                    base.batchnorm = value_norm
 
     def adopt(self: Machine, base: Instance, value: Value, span: Span) -> None:
         """A submodule or parameter stored on a module belongs to it."""
@@ -714,7 +718,8 @@ class Library:
         kept = optimizer.attrs.get("<groups>")
         if kept is None:
             lr = self.opaque(f"{optimizer.name}.lr", "lr")
-            kept = optimizer.attrs["<groups>"] = [{"params": ParamSet(parts), "lr": lr}]
+            groups = optimizer.attrs.get("<parts>") or [parts]
+            kept = optimizer.attrs["<groups>"] = [{"params": ParamSet(part), "lr": lr} for part in groups]
         return kept
 
     # --- items ---------------------------------------------------------------------------------------------------------
@@ -738,6 +743,8 @@ class Library:
                 ]
             return value[0] if value else self.opaque(f"item:{span.row}", "<item>")
         if isinstance(value, dict):
+            if type(index) is Num:
+                index = index.v
             try:
                 if index in value:
                     return value[index]
@@ -764,6 +771,7 @@ class Library:
                 made.hint = "output"
             if isinstance(index, tuple) and index and index[0] == "slice" and value.batch:
                 self.batches += 1
+                self.run.cuts.add(self.batches)
                 made.batch = value.batch | {self.batches}
             elif not value.batch and not value.graph and value.name in _INDEXED_DATA:
                 made.batch = frozenset((0,))
@@ -774,14 +782,17 @@ class Library:
                 lower, upper = numeric(index[1]), numeric(index[2])
                 size = upper - (lower or 0) if upper is not None else None
                 self.batches += 1
+                self.run.cuts.add(self.batches)
                 batch = value.batch | {self.batches}
                 return Tensor(value.owners, value.graph, size=size, batch=batch, reduction=value.reduction)
             if value.reduction == "stack" or value.terms is not None:
                 return value
-            return Tensor(value.owners, value.graph, batch=value.batch, reduction=value.reduction)
+            return self.row(value) if at is not None else self.row(value, known=False)
         if kind is Module:
             if at is not None and value.items:
                 return value.items[int(at) % len(value.items)]
+            if isinstance(index, str) and index in value.attrs:
+                return value.attrs[index]
             return Module(value.path, Owner(value.name, value.owner))
         if kind is Instance:
             getter = self.member(value.cls, "__getitem__")
@@ -798,6 +809,24 @@ class Library:
         if kind is Imported:
             return value
         return self.opaque(f"{self.key(value)}[]", "<item>")
+
+    @staticmethod
+    def row(value: Tensor, known: bool = True) -> Tensor:
+        """One item along the first axis; `known` says that it is one whole item."""
+        made = Tensor(value.owners, value.graph, batch=value.batch, reduction=value.reduction)
+        if known and value.rest:
+            made.size, made.rest = value.rest[0], value.rest[1:]
+        return made
+
+    def rows(self: Machine, value: Tensor, count: int) -> Iterator[Tensor]:
+        """The items along the first axis, in turn: data of their own, if they are data."""
+        for _ in range(count):
+            made = self.row(value)
+            if not value.graph:
+                part = self.made_up()
+                self.run.cuts |= part
+                made.batch = value.batch | part
+            yield made
 
     def store_item(self: Machine, base: Value, index: Value, value: Value, span: Span) -> None:
         if isinstance(base, dict) and (isinstance(index, (str, int, float, bool, tuple)) or type(index) is Param):
@@ -945,7 +974,7 @@ class Library:
             number = self.as_number(other)
             amount = numeric(number) if number is not None else None
             if op in ("*", "/") and amount:
-                known = not roots_of(number) or self.is_k(number)
+                known = all(self._role(root) in ("k", "over k") for root in roots_of(number))
                 if not known:
                     # An unknown factor keeps its sign: a step along the gradient is no update.
                     against = amount < 0 or self.key(other).startswith("-")
@@ -1004,7 +1033,7 @@ class Library:
     def augment_parameter(self: Machine, param: Param, op: str, value: Value, span: Span) -> bool:
         """An update written by hand."""
         if type(value) in (v.Grad, v.Delta) and value.row and op == "-":
-            event = self.event("update", span, optimizer=None)
+            event = self.event("update", span, optimizer=None, added=getattr(value, "added", frozenset()))
             self.ledger.manual_step(param.owner, value.row, event)
             return True
         return op in ("-", "+", "*", "/")
@@ -1083,7 +1112,7 @@ class Library:
         if kind is Tensor:
             size = numeric(value.size)
             count = int(size) if size is not None and 0 < size <= 64 else 2
-            return Stream(iter([Tensor(value.owners, value.graph, batch=value.batch) for _ in range(count)]), count)
+            return Stream(self.rows(value, count), count)
         if kind is Module:
             return Stream(iter(value.items))
         return Stream(iter([self.opaque(f"item:{span.row}", "<item>")]))
@@ -1197,7 +1226,7 @@ class Library:
         values = [*args, *keywords.values()]
         owners = self.live(frozenset((module.owner,))) | self.graph_owners(values)
         batch = self.batch_of(values)
-        self.note_batchnorm(module.batchnorm, module.training, module.owner, values, span)
+        self.note_batchnorm(self.norm_inside(module), module.training, module.owner, values, span)
         if not self.grad_enabled or not owners:
             return Tensor(batch=batch, size=self.size_of(args))
         if module.path.startswith("torch.nn.") or module.items:
@@ -1207,7 +1236,13 @@ class Library:
     def note_batchnorm(
         self: Machine, where: Span | None, training: bool, owner: Owner, args: list[Value], span: Span
     ) -> None:
-        if where is None or not training or not self.grad_enabled:
+        if where is None or not self.grad_enabled:
+            return
+        layers = self.layers.get(where, [owner])
+        off = self.evaluating | self.norms_off
+        if where not in self.always and (not training or all(any(one.within(other) for other in off) for one in layers)):
+            return
+        if any(one.within(other) for one in (owner, *layers) for other in self.normless):
             return
         size, size_span = None, None
         for one in args:
@@ -1218,6 +1253,19 @@ class Library:
                 size, size_span = one.size, None
                 break
         self.event("norm", span, layer=where, size=size, size_span=size_span, owner=owner)
+
+    def norm_inside(self: Machine, value: Value, depth: int = 0) -> Span | None:
+        """The place that made a BatchNorm layer in a module, as it is now."""
+        if type(value) not in (Module, Instance) or depth > 4:
+            return None
+        if value.batchnorm is not None:
+            return value.batchnorm
+        parts = value.items if type(value) is Module else [one for _, one in list(value.attrs.items())[:32]]
+        for one in parts:
+            found = self.norm_inside(one, depth + 1)
+            if found is not None:
+                return found
+        return None
 
     def size_of(self: Machine, args: list[Value]) -> Value:
         for one in args[:1]:
@@ -1241,9 +1289,10 @@ class Library:
             return self.opaque(f"{value.key}()", "<value>", batch=self.batch_of(values))
         owners = self.live(frozenset((value.owner,))) | self.graph_owners(values)
         batch = self.batch_of(values)
-        self.note_batchnorm(value.batchnorm, value.training, value.owner, values, expr.span)
         result: Value = None
-        if type(method) is Closure:
+        if type(method) is not Closure:
+            self.note_batchnorm(self.norm_inside(value), value.training, value.owner, values, expr.span)
+        else:
             key = (id(value.cls), value.training, self.grad_enabled, len(args), tuple(keywords), expr.span)
             if key in self.templates:
                 result = self.templates[key]
@@ -1452,6 +1501,12 @@ class Library:
         if name in ("train", "eval") and not base.batch and not base.graph and (not args or isinstance(args[0], bool)):
             self.set_mode(self.owner_of(base), name == "train" and not (args and args[0] is False))
             return base
+        if name in _RESHAPES and "<size>" in base.attrs:
+            if not self.keeps_batch_axis(base.attrs["<size>"][0], name, args):
+                made = self.opaque(base.key, base.name, owners=base.owners, graph=base.graph, batch=base.batch)
+                made.hint = base.hint
+                return made
+            return base
         if name in ("train", "eval") or (
             name in _SAME and (base.graph or base.batch or name in ("to", "cuda", "train"))
         ):
@@ -1567,7 +1622,11 @@ class Library:
 
     def chunks(self: Machine, value: Value, name: str, args: list[Value], span: Span) -> Value:
         """chunk/split of a batch: a list of micro-batches."""
+        size_span: Span | None = None
         size = numeric(getattr(value, "size", None))
+        if type(value) is Opaque and "<size>" in value.attrs:
+            given, size_span = value.attrs["<size>"]
+            size = numeric(given) if not roots_of(given) else None
         amount = self.as_number(args[0])
         count_value = numeric(amount)
         if count_value is None or isinstance(args[0], (list, tuple)):
@@ -1579,10 +1638,11 @@ class Library:
         count = min(max(int(count), 1), 64)
         part = None
         if size is not None:
-            part = count_value if name == "split" else Fraction(size) / count
+            part = count_value if name == "split" and count_value else math.ceil(Fraction(size) / count)
         made: list[Value] = []
         for i in range(count):
             self.batches += 1
+            self.run.cuts.add(self.batches)
             batch = self.batch_of(value) | {self.batches}
             if type(value) is Tensor:
                 last = size - (count - 1) * math.ceil(part) if size is not None and part is not None else None
@@ -1592,6 +1652,8 @@ class Library:
                 one = self.opaque(
                     f"{value.key}.{name}", value.name, owners=value.owners, graph=value.graph, batch=batch
                 )
+                if part is not None:
+                    one.attrs["<size>"] = (part, size_span)
                 made.append(one)
         return made
 
@@ -1669,6 +1731,8 @@ class Library:
             if name == "add" and args and isinstance(args[0], (str, int)):
                 owner.add(args[0])
             return None
+        if kind is v.Bound and owner.name == "<super>" and type(owner.owner) is Instance:
+            return self.super_method(owner.owner, name, args, keywords, expr, frame)
         if kind is v.Bound:
             return self.opaque(f"{owner.name}.{name}()", name)
         if numeric(owner) is not None:
@@ -1687,8 +1751,12 @@ class Library:
             self.backward(args[0], span, sure=False, via="optimizer")
         elif name == "add_param_group" and args:
             owner.parts = (owner.parts or NOBODY) | self.owners_of(args[0])
+            owner.attrs.pop("<parts>", None)
+            owner.attrs.pop("<groups>", None)
         elif name in ("train", "eval"):
             return None
+        elif name.startswith("register_"):
+            self.event("hook", span)
         elif name == "clip_master_grads":
             self.event("clip", span)
         return self.opaque(f"{owner.name}.{name}()", name)
@@ -1763,7 +1831,7 @@ class Library:
             of = owner.attrs.get("<of>") if type(owner) is Module else None
             if of is not None:
                 if not mode:
-                    of.training = False
+                    self.norms_off.add(of.owner)
                 return owner
             owner.training = mode
             if owner.owner is not None:
@@ -1772,7 +1840,7 @@ class Library:
         if name in ("modules", "named_modules", "children", "named_children"):
             view = Module("torch.nn.Module", owner.owner)
             view.attrs["<of>"] = owner
-            return [("layer", view)] if name.startswith("named") else [view]
+            return [("<layer>", view)] if name.startswith("named") else [view]
         if name in ("manual_backward",) and args:
             self.backward(args[0], span, via="manual_backward")
             return None
@@ -1783,6 +1851,12 @@ class Library:
         if name in ("add_module", "register_module") and len(args) == 2:
             self.store_attribute(owner, str(args[0]), args[1], span)
             return None
+        if name in ("append", "insert", "extend") and args and type(owner) is Module:
+            for item in _modules(list(args)):
+                owner.items = (*owner.items, item)
+                if item.owner is not None:
+                    item.owner.parents.append(owner.owner)
+            return owner
         if name == "requires_grad_":
             if type(owner) is Instance or "<of>" not in owner.attrs:
                 self.set_requires_grad(owner.owner, args[0] if args else keywords.get("requires_grad", True))
@@ -1792,6 +1866,34 @@ class Library:
         if type(owner) is Instance and self.is_lightning(owner):
             return self.lightning_method(owner, name, args, keywords, span)
         return self.opaque(f"{owner.name}.{name}()", name)
+
+    def super_method(
+        self: Machine,
+        instance: Instance,
+        name: str,
+        args: list[Value],
+        keywords: dict[str, Value],
+        expr: p.Call,
+        frame: Frame,
+    ) -> Value:
+        """`super().name(...)`: the method of a base class of the file, or what a torch module does."""
+        cls = frame.cls if frame.cls is not None else instance.cls
+        for base in cls.bases:
+            found = self.member(base, name) if type(base) is ClassValue else None
+            if type(found) is Closure:
+                bound = Closure(
+                    found.function,
+                    found.scope,
+                    instance,
+                    found.no_grad,
+                    found.owner_class,
+                    found.defaults,
+                    found.kind,
+                )
+                return self.invoke(bound, args, keywords, expr.span)
+        if instance.owner is not None and name in ("train", "eval", "zero_grad", "parameters", "named_parameters"):
+            return self.module_method(instance, name, args, keywords, expr, frame)
+        return self.opaque(f"<super>.{name}()", name)
 
     def lightning_method(
         self: Machine, owner: Instance, name: str, args: list[Value], keywords: dict[str, Value], span: Span
@@ -1845,6 +1947,10 @@ class Library:
             return self.reduced(owner, name, args, keywords, span)
         if name == "clone":
             return self.copied(owner)
+        if name in _RESHAPES and not self.keeps_batch_axis(owner.size, name, args):
+            made = self.copied(owner)
+            made.size, made.rest = None, ()
+            return made
         if name in _SAME:
             return owner
         if name in ("size", "__len__", "numel"):
@@ -1870,6 +1976,21 @@ class Library:
             owner.owners | extra, True, size=owner.size, batch=owner.batch | self.batch_of(args),
             reduction="none" if owner.reduction == "none" else "",
         )  # fmt: skip
+
+    @staticmethod
+    def keeps_batch_axis(size: Value, name: str, args: list[Value]) -> bool:
+        """Whether a reshaped tensor has the same first axis."""
+        first = args[0][0] if args and isinstance(args[0], (tuple, list)) and args[0] else (args[0] if args else None)
+        number = numeric(first)
+        if type(first) is Opaque and "<size>" in first.attrs:
+            number = numeric(first.attrs["<size>"][0])  # x.shape[0]
+        if name in ("view", "reshape"):
+            return number is not None and number == numeric(size)
+        if name == "flatten":
+            return number is not None and number != 0
+        if name == "permute":
+            return number == 0
+        return name in ("squeeze", "unsqueeze", "transpose") and number is not None and number != 0
 
     @staticmethod
     def copied(value: Tensor) -> Tensor:
@@ -1932,7 +2053,7 @@ class Library:
                 if ascends:
                     break
                 if type(value) in (v.Grad, v.Delta) and value.row and name in ("sub_", "add_", "copy_"):
-                    event = self.event("update", span, optimizer=None)
+                    event = self.event("update", span, optimizer=None, added=getattr(value, "added", frozenset()))
                     self.ledger.manual_step(owner.owner, value.row, event)
                     return owner
             if name in ("sub", "add") and args and type(args[0]) is v.Grad:
@@ -2142,6 +2263,10 @@ class Library:
         given = args[0] if args else keywords.get("params", keywords.get("model"))
         parts = self.owners_of(given) if given is not None else NOBODY
         made = v.Optimizer(len(self.run.optimizers), "<optimizer>", path, parts or None, span, True)
+        if isinstance(given, (list, tuple)) and given and all(isinstance(one, dict) for one in given):
+            groups = [self.owners_of(one.get("params")) for one in given]
+            if all(groups):
+                made.attrs["<parts>"] = groups
         literal = {
             name: (value if isinstance(value, (int, float, bool, str)) else None) for name, value in keywords.items()
         }
@@ -2242,7 +2367,14 @@ class Library:
         for item in items:
             if getattr(item, "owner", None) is not None:
                 item.owner.parents.append(owner)
-        return Module(path, owner, where, tuple(items))
+        if norm:
+            self.layers.setdefault(span, []).append(owner)
+            if literal.get("track_running_stats") is False:
+                self.always.add(span)
+        made = Module(path, owner, where, tuple(items))
+        if args and isinstance(args[0], dict):
+            made.attrs.update({name: one for name, one in args[0].items() if isinstance(name, str)})
+        return made
 
     def foreign_call(
         self: Machine, path: str, last: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
@@ -2331,6 +2463,7 @@ _NO_GRADIENT = frozenset(
     "bincount searchsorted count_nonzero multinomial bernoulli logical_and logical_or logical_not one_hot".split()
 )
 _WITH_INDICES = frozenset("max min topk sort median mode kthvalue cummax cummin".split())
+_RESHAPES = frozenset("view reshape flatten permute squeeze unsqueeze transpose t repeat expand".split())
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
 _IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*"}
 _KEEPS_GRAD = frozenset("clone detach to cpu cuda float double half view flatten reshape data".split())

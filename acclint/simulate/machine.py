@@ -14,7 +14,8 @@ from fractions import Fraction
 from typing import Any
 
 from acclint import program as p
-from acclint.knowledge import names
+from acclint.knowledge import names, optimizers
+from acclint.knowledge.norms import is_batchnorm_layer
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.ledger import Ledger
@@ -129,6 +130,10 @@ class Machine(Library):
         self.parameters: dict[Owner, Param] = {}
         self.attached: dict[tuple[Owner, str], Value] = {}
         self.frozen: set[Owner] = set()
+        self.layers: dict[Span, list[Owner]] = {}  # BatchNorm layers by the place that makes them
+        self.always: set[Span] = set()  # those without running statistics
+        self.norms_off: set[Owner] = set()  # modules whose BatchNorm layers a loop puts into eval mode
+        self.normless: set[Owner] = set()  # modules whose BatchNorm layers are replaced
         self.evaluating: set[Owner] = set()
         self.outputs: dict[int, tuple[Value, v.Term]] = {}
 
@@ -869,7 +874,7 @@ class Machine(Library):
             limit = wanted if level == "outer" else (_QUIET_TURNS if level == "quiet" and not value.feeds else 70)
             if value.endless:
                 limit = 3 * max([self.assignment.k, *self.world.literal_ks]) + 2 if level != "outer" else wanted
-            return self._limited(value.pull, limit, loop)
+            return self._limited(value.pull, limit, loop, endless=value.endless)
         if type(value) is ParamSet or type(value) is Param:
             loop.kind = "list"
             return iter(self.parameters_of(value))
@@ -881,17 +886,18 @@ class Machine(Library):
             loop.kind = "list"
             count = numeric(value.size)
             total = int(count) if count is not None and 0 < count <= 32 else wanted
-            return iter([Tensor(value.owners, value.graph, batch=value.batch) for _ in range(total)])
+            return self.rows(value, total)
         if type(value) is Opaque:
             return self.iterate_unknown(value, loop, wanted)
         return iter([self.opaque(f"item:{loop.span.row}", "<item>") for _ in range(min(wanted, _QUIET_TURNS))])
 
-    def _limited(self, pull: Iterator[Value], limit: int, loop: Loop) -> Iterator[Value]:
+    def _limited(self, pull: Iterator[Value], limit: int, loop: Loop, endless: bool = False) -> Iterator[Value]:
         for turn, item in enumerate(pull):
             if turn >= limit:
                 loop.cut = True
                 return
             yield item
+        loop.cut = endless
 
     def _last_marked(self, items: list[Value], feeds: bool) -> Iterator[Value]:
         for i, item in enumerate(items):
@@ -1048,6 +1054,10 @@ class Machine(Library):
         right = self.eval(expr.right, frame)
         return self.binary(expr.op, left, right, expr.span)
 
+    def leaf(self, value: Param) -> Tensor:
+        """A parameter as the tensor it is in a formula."""
+        return Tensor(frozenset((value.owner,)) if self.grad_enabled else NOBODY, self.grad_enabled, size=value.size)
+
     def binary(self, op: str, left: Value, right: Value, span: Span, augmented: bool = False) -> Value:
         a, b = numeric(left), numeric(right)
         if a is not None and b is not None:
@@ -1055,6 +1065,11 @@ class Machine(Library):
         lt, rt = type(left), type(right)
         if op in ("/", "*") and (b is not None or a is not None):
             self.promote_loss(left if b is not None else right)
+        if not augmented and Param in (lt, rt) and (lt in (Tensor, Opaque) or rt in (Tensor, Opaque)):
+            # A leaf parameter in a formula.
+            left = self.leaf(left) if lt is Param else left
+            right = self.leaf(right) if rt is Param else right
+            lt, rt = type(left), type(right)
         if op in ("+", "-") and (lt is v.Grad or rt is v.Grad) and (lt is Tensor or rt is Tensor):
             return self.grad_binary(op, left, right, span)
         if lt in _TENSORS or rt in _TENSORS or (lt is Opaque and left.graph) or (rt is Opaque and right.graph):
@@ -1328,7 +1343,21 @@ class Machine(Library):
             return
         clause = expr.clauses[at]
         value = self.eval(clause.iterable, frame)
+        loop = Loop(expr.span, self.entries, "list", "quiet")
+        self.entries += 1
+        self.loops.append(loop)
+        try:
+            self._clause(expr, at, frame, made, value, loop)
+        finally:
+            self.loops.pop()
+
+    def _clause(
+        self, expr: p.Comprehension, at: int, frame: Frame, made: list[Value], value: Value, loop: Loop
+    ) -> None:
+        clause = expr.clauses[at]
         for item in self.listed(value):
+            loop.turn = loop.turns
+            loop.turns += 1
             self.assign(clause.target, item, frame)
             keep = True
             for test in clause.tests:
@@ -1486,6 +1515,8 @@ class Machine(Library):
             self.run_body(closure, frame, closure.function.span)
         except _Enough:
             ended = False
+        own = [self.run.loops.get(loop.span) for loop in self.scanner.scan(closure.function.body).loops]
+        ended = ended and not any(loop is not None and loop.cut for loop in own)
         items = frame.yields
         feeds = bool(items) and (self.batch_of(items[0]) or isinstance(items[0], (list, tuple)))
         stream = Stream(iter(items), len(items) if ended else None, bool(feeds))
@@ -1515,9 +1546,19 @@ class Machine(Library):
                 frame.vars[name] = self.opaque(f"{function.name}.{name}", name)
 
     def instantiate(self, cls: ClassValue, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        for base in cls.bases:
+            kind = optimizers.optimizer_kind(base.path) if isinstance(base, Imported) else None
+            if kind is not None:
+                # The file's own optimizer class: what its step does besides is not looked at.
+                made = self.make_optimizer(base.path, kind, args, keywords, span)
+                made.replays = made.replays or "step" in cls.members or "zero_grad" in cls.members
+                return made
         key = f"{cls.name}@{span.row}"
         owner = Owner(cls.name) if self.is_module_class(cls) else None
         made = Instance(cls, owner, key)
+        if owner is not None and any(is_batchnorm_layer(base.path) for base in cls.bases if isinstance(base, Imported)):
+            made.batchnorm = span
+            self.layers.setdefault(span, []).append(owner)
         init = self.member(cls, "__init__")
         if type(init) is Closure:
             bound = Closure(init.function, init.scope, made, owner_class=init.owner_class, defaults=init.defaults)

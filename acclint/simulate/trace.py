@@ -138,6 +138,7 @@ class Run:
     conditions: dict[str, Condition] = field(default_factory=dict)
     loops: dict[Span, Loop] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
+    cuts: set[int] = field(default_factory=set)  # the numbers of data that are a part of other data: chunks, slices, rows
     numbers: dict[str, Number] = field(default_factory=dict)
     window_values: set[Number] = field(default_factory=set)
     k_names: dict[str, Number] = field(default_factory=dict)

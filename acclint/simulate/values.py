@@ -110,10 +110,10 @@ class Tensor:
     `terms` maps Term to weight; None for a tensor that is no loss yet. `size` is the length of the first axis if known.
     `reduction` is what a loss expression has done so far ("none": per-sample values). `name` helps messages.
     `divisors` are the numbers it was divided by: (value, whether it is the accumulation steps by name or role, place).
-    `sure` is False where an unknown factor may be part of it.
+    `sure` is False where an unknown factor may be part of it. `rest` are the lengths of the other axes, if known.
     """
 
-    __slots__ = ("batch", "divisors", "graph", "name", "owners", "reduction", "size", "sure", "terms")
+    __slots__ = ("batch", "divisors", "graph", "name", "owners", "reduction", "rest", "size", "sure", "terms")
 
     def __init__(
         self,
@@ -128,6 +128,7 @@ class Tensor:
         divisors: tuple[tuple[Number, bool, Span], ...] = (),
     ) -> None:
         self.divisors = divisors
+        self.rest: tuple[Value, ...] = ()
         self.owners = owners
         self.graph = graph
         self.terms = terms

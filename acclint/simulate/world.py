@@ -41,8 +41,8 @@ class Assignment:
 
 
 ASSIGNMENTS = (
-    Assignment(k=4, remainder=3, epochs=3, batch=29, interval=53),
-    Assignment(k=3, remainder=2, epochs=3, batch=31, interval=59, shift=5),
+    Assignment(k=4, remainder=3, epochs=2, batch=29, interval=53),
+    Assignment(k=3, remainder=2, epochs=2, batch=31, interval=59, shift=5),
 )
 
 
