@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
+from acclint.rules.straight import straight_calls
 from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
-from acclint.simulate.trace import Run
-from acclint.simulate.values import roots_of
+from acclint.simulate.trace import Backward, Run
+from acclint.simulate.values import numeric, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -105,10 +106,36 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: list[Report] = []
     for view in views(analysis, run):
         if view.k < 2:
+            calls = straight_calls(view)
+            if calls and not _divided_rate(view) and not _compared_rate(view, len(calls)):
+                found.append(_straight(view, calls))
             continue
         for report in _undivided(view):
             found.append(report)
     return found
+
+
+def _compared_rate(view: View, k: int) -> bool:
+    """Whether plain SGD has a k-th of the rate of another one in the file: the rate was divided by hand."""
+    optimizer = view.lane.optimizer
+    rate = numeric(optimizer.lr) if optimizer is not None and optimizer.plain_sgd else None
+    others = [numeric(one.lr) for one in view.run.optimizers if one is not optimizer]
+    return bool(rate) and any(other is not None and abs(other - k * rate) < 1e-9 * k * rate for other in others)
+
+
+def _straight(view: View, calls: list[Backward]) -> Report:
+    """The parts of a batch are written out: the number of parts is k."""
+    k = len(calls)
+    return Report(
+        calls[0].span,
+        f"the batch is cut into {k} parts with a backward pass each, and their mean losses are not divided by {k}: the "
+        f"gradient that reaches {owner_phrase(view)} is {k} times too large",
+        scale_severity(view),
+        weaker(view.confidence, Confidence.MEDIUM),
+        notes=(*((f"part {i} of {k}", call.span) for i, call in enumerate(calls[1:], 2)), *view.related()),
+        assumptions=tuple(view.notes()),
+        evidence=view.proof(),
+    )
 
 
 def _divided_rate(view: View) -> bool:

@@ -151,9 +151,10 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
                 break
 
 
-def _same_turn(one: Event, other: Event) -> bool:
-    return len(one.loops) == len(other.loops) and all(
-        a is b and turn == other_turn for (a, turn), (b, other_turn) in zip(one.loops, other.loops, strict=True)
+def _same_turn(one: Event, update: Event) -> bool:
+    """Whether the event is in the turn of the loops around the update, or in a loop inside it."""
+    return len(one.loops) >= len(update.loops) and all(
+        a is b and turn == other_turn for (a, turn), (b, other_turn) in zip(one.loops, update.loops, strict=False)
     )
 
 

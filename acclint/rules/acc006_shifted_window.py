@@ -13,6 +13,7 @@ from acclint.rules.acc007_leftover_micro_batches import steps_inside
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, inside, owner_phrase, views
 from acclint.simulate.trace import Guard, Loop, Run, Window
+from acclint.simulate.values import numeric
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -242,6 +243,9 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     if view.k < 2 or len(sizes) < 2 or sizes[0] >= view.k or sizes[1] != view.k or gate.modulus != view.k:
         return None
     first = next(window for window in view.closed if window.seen)
+    counter = numeric(gate.counter)
+    if counter is not None and counter > view.k:
+        return None  # A counter that starts somewhere: the windows are in phase with it from then on.
     if sizes[0] > 1 and _weighs_one(view, first):
         return None
     return _report(

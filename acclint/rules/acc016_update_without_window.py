@@ -10,7 +10,7 @@ from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
 from acclint.rules.acc030_backward_skipped import wasted_siblings
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import View, held, owner_phrase, views, weaker
+from acclint.rules.windows import View, held, inside, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Run
 
 if TYPE_CHECKING:
@@ -109,11 +109,12 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
 def _divided(view: View) -> Report | None:
     """Divided by the accumulation steps, but every micro-batch updates."""
     divisors = []
+    tested = _tested_divisors(view)
     if any(guard.modulus is not None for window in view.closed if window.update for guard in window.update.guards):
         return None
     for window in view.closed:
         for backward in view.backwards(window):
-            named = [one for one in backward.divisors if one[1] and float(one[0]) > 1]
+            named = [one for one in backward.divisors if (one[1] or one[2] in tested) and float(one[0]) > 1]
             if not named or not backward.known_scale or len(backward.terms) != 1:
                 return None
             if _thrown_away(view, backward):
@@ -135,6 +136,19 @@ def _divided(view: View) -> Report | None:
         assumptions=view.notes(),
         evidence=view.proof(),
     )
+
+
+def _tested_divisors(view: View) -> set[Span]:
+    """The divisions by what a window test of the same loop takes as its modulus, whatever that is called."""
+    micro = view.micro
+    moduli = {
+        view.texts.moduli[span]
+        for event in view.run.of("test")
+        if micro is not None and any(loop.span == micro.span for loop, _ in event.loops)
+        for span in view.texts.moduli
+        if inside(span, event.span)
+    }
+    return {span for span, text in view.texts.divisors.items() if text in moduli and not text.isdigit()}
 
 
 def _thrown_away(view: View, backward: Backward) -> bool:

@@ -13,7 +13,7 @@ from acclint.program import NOWHERE, Span
 from acclint.rules.base import Report
 from acclint.simulate import Analysis
 from acclint.simulate.facts import common_size, site_counts, window_size
-from acclint.simulate.trace import Backward, Event, Guard, Lane, Loop, Run, Window
+from acclint.simulate.trace import TAKEN, Backward, Event, Guard, Lane, Loop, Run, Window
 from acclint.simulate.values import Term
 
 TOLERANCE = 1e-6
@@ -242,7 +242,7 @@ class View:
             for number in sorted({*window.seen, *window.row}):
                 backward = self.run.backwards[number]
                 term, _ = self.effective(window, backward)
-                weight = max((w for _, w in backward.terms), key=abs, default=1)
+                weight = max((w for _, w in backward.terms), key=lambda one: abs(float(one)), default=1)
                 right = 1 if term is not None and term.reduction == "sum" else max(self.k, 1)
                 row.append(round(float(window.row.get(number, 0) * weight * right), 6))
             rows.append(row)
@@ -262,7 +262,7 @@ class View:
 def own_data(term: Term) -> frozenset[int]:
     """The data that a loss was computed from: what was fetched, or else what the program made up."""
     fetched = frozenset(one for one in term.data if one > 0)
-    return fetched or term.data
+    return fetched or frozenset(one for one in term.data if one > TAKEN)
 
 
 def inside(span: Span, outer: Span) -> bool:

@@ -414,6 +414,13 @@ def _null(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
     return ("null",)
 
 
+def _scalar(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    """torch.tensor: a number stays one."""
+    if args and numeric(args[0]) is not None and keywords.get("requires_grad") is not True:
+        return args[0]
+    return _create(m, args, keywords, span)
+
+
 def _create(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     first: Value = args[0] if args else keywords.get("size")
     axes = tuple(first) if isinstance(first, (list, tuple)) else tuple(args)
@@ -545,9 +552,10 @@ def _foreach_add(m: Machine, args: list[Value], keywords: dict[str, Value], span
 
 def _chunk(name: str) -> Handler:
     def handler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-        amount = args[1:] or [next(iter(keywords.values()), m.assignment.k)]
+        named = [value for key, value in keywords.items() if key not in ("input", "tensor", "dim")]
+        amount = args[1:] or [*named, m.assignment.k][:1]
         if args and type(args[0]) in (Tensor, Opaque):
-            return m.chunks(args[0], name, amount, span)
+            return m.chunks(args[0], name, amount, span, keywords.get("dim"))
         return m.opaque(f"{name}:{span.row}", "<chunks>")
 
     return handler
@@ -937,6 +945,7 @@ FUNCTIONS: dict[str, Handler] = {
     },
     **{f"torch.{name}_like": _like for name in ("zeros", "ones", "empty", "rand", "randn")},
 }
+FUNCTIONS["torch.tensor"] = FUNCTIONS["torch.as_tensor"] = _scalar
 TORCHLIKE: dict[str, Handler] = {
     "autocast": _null,
     "nullcontext": _null,

@@ -16,7 +16,7 @@ from acclint.knowledge import losses, names, norms, optimizers, schedulers
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.scan import text
-from acclint.simulate.trace import Backward, Event, Loop
+from acclint.simulate.trace import TAKEN, Backward, Event, Loop, Part
 from acclint.simulate.values import (
     NOBODY,
     ClassValue,
@@ -743,8 +743,7 @@ class Library:
                 ]
             return value[0] if value else self.opaque(f"item:{span.row}", "<item>")
         if isinstance(value, dict):
-            if type(index) is Num:
-                index = index.v
+            index = self.dict_key(index)
             try:
                 if index in value:
                     return value[index]
@@ -772,6 +771,7 @@ class Library:
             if isinstance(index, tuple) and index and index[0] == "slice" and value.batch:
                 self.batches += 1
                 self.run.cuts.add(self.batches)
+                self.note_part(self.batches, value, self.bound(index[1], 0), self.bound(index[2], None), None)
                 made.batch = value.batch | {self.batches}
             elif not value.batch and not value.graph and value.name in _INDEXED_DATA:
                 made.batch = frozenset((0,))
@@ -783,11 +783,15 @@ class Library:
                 size = upper - (lower or 0) if upper is not None else None
                 self.batches += 1
                 self.run.cuts.add(self.batches)
+                self.note_part(self.batches, value, self.bound(index[1], 0), self.bound(index[2], None), numeric(value.size))
                 batch = value.batch | {self.batches}
                 return Tensor(value.owners, value.graph, size=size, batch=batch, reduction=value.reduction)
             if value.reduction == "stack" or value.terms is not None:
                 return value
-            return self.row(value) if at is not None else self.row(value, known=False)
+            made = self.row(value, known=at is not None)
+            if isinstance(at, int) and value.batch and not value.graph:
+                made.batch = value.batch | self.taken_row(value, at)
+            return made
         if kind is Module:
             if at is not None and value.items:
                 return value.items[int(at) % len(value.items)]
@@ -810,6 +814,26 @@ class Library:
             return value
         return self.opaque(f"{self.key(value)}[]", "<item>")
 
+    def note_part(self: Machine, number: int, value: Value, lower: Any, upper: Any, whole: Any) -> None:
+        """Remember that the data `number` are a part of `value`."""
+        source, _ = self.sources.setdefault(id(value), (len(self.sources), value))
+        if not any(isinstance(one, (int, float, Fraction)) and one < 0 for one in (lower, upper)):
+            self.run.parts[number] = Part(source, lower, upper, whole)
+
+    def bound(self: Machine, value: Value, default: Any) -> Any:
+        """A bound of a slice: a number, or the key of an unknown one."""
+        if value is None:
+            return default
+        number = numeric(value)
+        return number if number is not None else self.key(value)
+
+    def taken_row(self: Machine, value: Tensor, at: Any) -> frozenset[int]:
+        """The number of one row that is taken by its index: the same one each time."""
+        source, _ = self.sources.setdefault(id(value), (len(self.sources), value))
+        number = self.taken.setdefault((source, at), TAKEN - len(self.taken))
+        self.note_part(number, value, at, at + 1, numeric(value.size))
+        return frozenset((number,))
+
     @staticmethod
     def row(value: Tensor, known: bool = True) -> Tensor:
         """One item along the first axis; `known` says that it is one whole item."""
@@ -828,15 +852,24 @@ class Library:
                 made.batch = value.batch | part
             yield made
 
+    def dict_key(self: Machine, index: Value) -> Any:
+        """What a value counts as when it is the key of a dict: the same object is the same key."""
+        if isinstance(index, (str, int, float, bool, tuple)) or index is None:
+            return index
+        if type(index) is Num:
+            return index.v
+        if type(index) is Param:
+            return self.parameters.setdefault(index.owner, index)
+        return index if type(index) is Opaque else f"<{self.key(index)}>"
+
     def store_item(self: Machine, base: Value, index: Value, value: Value, span: Span) -> None:
-        if isinstance(base, dict) and (isinstance(index, (str, int, float, bool, tuple)) or type(index) is Param):
+        if isinstance(base, dict):
+            key = self.dict_key(index)
             try:
-                base[index] = value
+                base[self.key(key) if type(key) is Opaque else key] = value
             except TypeError:
                 return
             self.watch_kept(span, value, list(base.values()))
-        elif isinstance(base, dict):
-            base[self.key(index)] = value
         elif isinstance(base, list):
             at = numeric(index)
             if at is not None and base and -len(base) <= at < len(base):
@@ -1523,7 +1556,7 @@ class Library:
                 return self.data_size(size[0])
             return self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
         if name in ("chunk", "split", "tensor_split") and args:
-            return self.chunks(base, name, args, span)
+            return self.chunks(base, name, args, span, keywords.get("dim"))
         if name in ("items", "values", "keys", "copy") and not args:
             made = self.opaque(
                 f"{base.key}.{name}()", base.name, owners=base.owners, graph=base.graph, batch=base.batch
@@ -1620,8 +1653,9 @@ class Library:
         metric = bool(args) and type(args[0]) in (Tensor, Opaque)
         self.event("schedule", span, scheduler=scheduler, absolute=absolute and not metric, metric=metric)
 
-    def chunks(self: Machine, value: Value, name: str, args: list[Value], span: Span) -> Value:
-        """chunk/split of a batch: a list of micro-batches."""
+    def chunks(self: Machine, value: Value, name: str, args: list[Value], span: Span, dim: Value = None) -> Value:
+        """chunk/split of a batch: a list of micro-batches; along another axis, parts of the same samples."""
+        axis = numeric(dim if dim is not None else args[1] if len(args) > 1 else 0)
         size_span: Span | None = None
         size = numeric(getattr(value, "size", None))
         if type(value) is Opaque and "<size>" in value.attrs:
@@ -1635,15 +1669,22 @@ class Library:
             count = math.ceil(size / count_value) if size and count_value else self.assignment.k
         else:
             count = int(count_value)
+        whole = size
+        if axis != 0:
+            size = None
+            count = int(count_value) if name != "split" and count_value else self.assignment.k
         count = min(max(int(count), 1), 64)
-        part = None
+        part = whole if axis != 0 else None
         if size is not None:
             part = count_value if name == "split" and count_value else math.ceil(Fraction(size) / count)
         made: list[Value] = []
         for i in range(count):
-            self.batches += 1
-            self.run.cuts.add(self.batches)
-            batch = self.batch_of(value) | {self.batches}
+            batch = self.batch_of(value)
+            if axis == 0:
+                self.batches += 1
+                self.run.cuts.add(self.batches)
+                self.note_part(self.batches, value, i, i + 1, count)
+                batch = batch | {self.batches}
             if type(value) is Tensor:
                 last = size - (count - 1) * math.ceil(part) if size is not None and part is not None else None
                 each = part if i + 1 < count or last is None else last
@@ -1736,7 +1777,7 @@ class Library:
         if kind is v.Bound:
             return self.opaque(f"{owner.name}.{name}()", name)
         if numeric(owner) is not None:
-            return owner if name in ("item", "detach") else self.opaque(f"number.{name}", name)
+            return owner if name in ("item", "detach", "to", "cpu", "cuda", "float", "clone", "view", "double") else self.opaque(f"number.{name}", name)
         return self.opaque(f"{self.key(owner)}.{name}()", name)
 
     def optimizer_method(
@@ -1958,7 +1999,7 @@ class Library:
                 return owner.size
             return self.opaque(f"tensor.{name}", "size", batch=owner.batch or frozenset((0,)))
         if name in ("chunk", "split", "tensor_split") and args:
-            return self.chunks(owner, name, args, span)
+            return self.chunks(owner, name, args, span, keywords.get("dim"))
         if name in _IN_PLACE and args and (name != "add_" or type(args[0]) in (Tensor, Opaque)):
             return self.changed(owner, self.tensor_binary(_IN_PLACE[name], owner, args[0], span, True), span)
         if name == "add" and args and type(args[0]) in (Tensor, Opaque):
@@ -2170,9 +2211,10 @@ class Library:
         self: Machine, owner: dict[Any, Value], name: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> Value:
         if name == "get" and args:
-            if isinstance(args[0], (str, int)) and args[0] in owner:
-                return owner[args[0]]
-            if not owner:
+            key = self.dict_key(args[0])
+            if isinstance(key, (str, int)) and key in owner:
+                return owner[key]
+            if not owner or type(args[0]) is Param:
                 return args[1] if len(args) > 1 else None
             if isinstance(args[0], str):
                 return args[1] if len(args) > 1 else None

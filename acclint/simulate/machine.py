@@ -129,6 +129,8 @@ class Machine(Library):
         self.instances: dict[str, Instance] = {}
         self.parameters: dict[Owner, Param] = {}
         self.attached: dict[tuple[Owner, str], Value] = {}
+        self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
+        self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
         self.layers: dict[Span, list[Owner]] = {}  # BatchNorm layers by the place that makes them
         self.always: set[Span] = set()  # those without running statistics
@@ -342,6 +344,8 @@ class Machine(Library):
     def threshold(self, stmt: p.If, guard: Guard) -> None:
         """A comparison of a counter of the file with a number, where it gates an update, is a window test."""
         jumps = _ends_in_jump(stmt.body)
+        if "%" in text(stmt.test):
+            return  # The remainder is the window test, the comparison beside it is something else.
         if "step" not in self.scanner.reach(stmt.body) and not (jumps and not self.scanner.has_events(stmt.body)):
             return
         todo: list[p.Expr] = [stmt.test]
@@ -1183,6 +1187,8 @@ class Machine(Library):
                 return Maybe(key, op == "is not", expr.span)
             return same if op == "is" else not same
         if op in ("in", "not in"):
+            if isinstance(right, dict) and type(left) is Param:
+                left = self.dict_key(left)
             if isinstance(right, (list, tuple, set, dict, str)) and isinstance(
                 left, (str, int, float, bool, type(None), Param)
             ):
@@ -1293,7 +1299,7 @@ class Machine(Library):
                 spread = self.eval(item.value, frame)
                 if isinstance(spread, (list, tuple)):
                     items.extend(spread)
-                elif type(spread) is Range:
+                elif type(spread) in (Range, ParamSet, Stream):
                     items.extend(self.listed(spread))
                 else:
                     items.append(spread)
@@ -1328,7 +1334,7 @@ class Machine(Library):
             result: dict[Any, Value] = {}
             for pair in made:
                 if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], (str, int, Param)):
-                    result[pair[0]] = pair[1]
+                    result[self.dict_key(pair[0])] = pair[1]
                 else:
                     result[len(result)] = pair[1] if isinstance(pair, tuple) and len(pair) == 2 else pair
             return result

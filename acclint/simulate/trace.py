@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from acclint.program import Span
 from acclint.simulate.values import NOBODY, Number, Optimizer, Owner, Owners, Scheduler, Term
@@ -126,6 +126,22 @@ class Condition:
     matters: bool
 
 
+# Numbers from here down are rows taken by their index: data of their own only where every row is told apart.
+TAKEN = -1_000_000
+
+
+class Part(NamedTuple):
+    """A part of some data along its first axis: from `lower` up to `upper` of `whole`.
+
+    A bound is a number or the key of an unknown one; `upper` is None for the end, `whole` None if it is not known.
+    """
+
+    source: int
+    lower: Number | str
+    upper: Number | str | None
+    whole: Number | None
+
+
 @dataclass(eq=False)
 class Run:
     """One abstract run under one assignment of numbers and one choice of unknown conditions."""
@@ -138,6 +154,7 @@ class Run:
     conditions: dict[str, Condition] = field(default_factory=dict)
     loops: dict[Span, Loop] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
+    parts: dict[int, Part] = field(default_factory=dict)  # cuts and single rows by their numbers
     cuts: set[int] = field(default_factory=set)  # the numbers of data that are a part of other data: chunks, slices, rows
     numbers: dict[str, Number] = field(default_factory=dict)
     window_values: set[Number] = field(default_factory=set)
@@ -164,6 +181,8 @@ def scale_text(value: Number) -> str:
 
 
 __all__ = [
+    "TAKEN",
+    "Part",
     "NOBODY",
     "Backward",
     "Condition",
