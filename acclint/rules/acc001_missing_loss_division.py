@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.straight import straight_calls
-from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
+from acclint.rules.windows import View, held, inside, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Backward, Run
 from acclint.simulate.values import numeric, roots_of
 
@@ -98,6 +99,9 @@ becomes 1/k of what it was: a learning rate that was tuned with the old code may
 """
 
 
+_RATE = re.compile(r"(^|[^a-z])(lr|rate|learning_rate)([^a-z]|$)", re.IGNORECASE)
+
+
 def check(analysis: Analysis) -> Iterator[Report]:
     yield from held(analysis, lambda run: _judge(analysis, run))
 
@@ -120,7 +124,9 @@ def _compared_rate(view: View, k: int) -> bool:
     optimizer = view.lane.optimizer
     rate = numeric(optimizer.lr) if optimizer is not None and optimizer.plain_sgd else None
     others = [numeric(one.lr) for one in view.run.optimizers if one is not optimizer]
-    return bool(rate) and any(other is not None and abs(other - k * rate) < 1e-9 * k * rate for other in others)
+    if not rate:
+        return False
+    return any(other is not None and abs(other - k * rate) < 1e-9 * k * rate for other in others)
 
 
 def _straight(view: View, calls: list[Backward]) -> Report:
@@ -143,8 +149,15 @@ def _divided_rate(view: View) -> bool:
     optimizer = view.lane.optimizer
     if optimizer is None:
         return True
-    roots = roots_of(optimizer.lr)
-    return optimizer.plain_sgd and bool(roots & {"over k", *view.run.k_names})
+    if not optimizer.plain_sgd:
+        return False
+    if roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
+        return True
+    # The same expression divides a rate, whatever it is called: in the optimizer's call or before it.
+    return any(
+        text == view.k_text and (inside(span, optimizer.span) or _RATE.search(view.texts.text(span).partition("/")[0]))
+        for span, text in view.texts.divisors.items()
+    )
 
 
 def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:

@@ -164,14 +164,16 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     k = view.k_phrase()
     if kept:
         message = (
-            f"gradients are zeroed inside the accumulation window: only {kept} of {total} micro-batches reach the update of "
+            f"gradients are zeroed inside the accumulation window: only {kept} of {total} micro-batches reach the "
+            "update of "
             f"{owner_phrase(view)}, the others are computed and thrown away"
         )
         if k.startswith("`"):
             message += f" ({k} simulated as {view.k})"
     else:
         message = (
-            f"gradients are zeroed between backward and the update: {owner_phrase(view)} always steps on a zero gradient, "
+            f"gradients are zeroed between backward and the update: {owner_phrase(view)} always steps on a zero "
+            "gradient, "
             "so nothing is learnt from the loss"
         )
     confidence = weaker(view.confidence, Confidence.HIGH)

@@ -165,6 +165,18 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     unit = _unit(view, scheduler, micro_batches)
     if per_update and unit == "updates":
         return None
+    if unit == "epochs":
+        how = "micro-batch" if per_micro else "update"
+        return Report(
+            events[0].span,
+            f"the schedule is as long as the number of epochs, but it is stepped once per {how}: it is over within the first "
+            "epoch",
+            Severity.ERROR,
+            confidence,
+            notes=(("the schedule's length", scheduler.span), *view.related()),
+            assumptions=view.notes(),
+            evidence=view.proof(),
+        )
     if numeric(_horizon(scheduler)) is not None:
         notes = [*notes, ("the schedule's length", scheduler.span)]
     if per_micro:
@@ -247,7 +259,7 @@ _PERIODS = ("T_0", "step_size")
 
 def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
     """The unit of the schedule's length, by its value in this run: "micro-batches", "micro-batches of some epochs",
-    "updates" or "" (unknown).
+    "updates", "epochs" or "" (unknown).
 
     The length of some epochs is only believed where it is made from the length of the loader.
     """
@@ -271,6 +283,8 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
         if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
             return "micro-batches"
         # Each epoch's rest may make an update of its own, or none.
+        if epochs > 1 and abs(horizon - epochs) < 0.5 and "epoch" in view.texts.text(scheduler.span).lower():
+            return "epochs"
         if epochs * math.floor(windows) - 1 <= horizon <= epochs * math.ceil(windows) + 1:
             return "updates"
     if roots_of(length) or "len(" in view.texts.text(scheduler.span):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
@@ -15,11 +16,15 @@ from acclint.simulate.values import Term
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
 
+FEW = 4
+"""Graphs kept at once that are no growth: a window of this many micro-batches whose sum is reset."""
+
 DOCUMENTATION = """\
 ## What it does
 
 Finds losses that are added to, or stored in, something that outlives the iteration (`+=`, `total = total + loss`,
-`append`, a dictionary, an attribute) without `.item()`, `.detach()` or `torch.no_grad()`.
+`append`, a dictionary, an attribute) without `.item()`, `.detach()` or `torch.no_grad()`; and outputs of the model
+that are collected over batches with their graphs.
 
 ## Why is this bad?
 
@@ -86,6 +91,8 @@ for epoch in range(3):
 - The sum is reset in each iteration, or sums several losses of one batch.
 - The sum is what `backward()` is called on later (ACC031 speaks about that).
 - A meter or a logger takes the value itself.
+- The outputs are collected for one backward pass over all of them.
+- No parameter of the model asks for a gradient.
 
 ## Fix safety
 
@@ -141,7 +148,9 @@ def _outputs(run: Run, event: Event) -> Report | None:
     for backward in run.backwards:
         reached: frozenset[int] = backward.event.data["batch"]
         used = [i for i, batch in enumerate(batches) if batch <= reached]
-        if len(used) > 1 or (not reached and any(own.overlaps(other) for own in backward.owners for other in terms[0].owners)):
+        if len(used) > 1 or (
+            not reached and any(own.overlaps(other) for own in backward.owners for other in terms[0].owners)
+        ):
             return None  # They are collected for this backward pass.
         for i in used:
             sent[i] += 1
@@ -157,7 +166,8 @@ def _outputs(run: Run, event: Event) -> Report | None:
         level = Confidence.HIGH if event.data["evaluating"] else Confidence.LOW
         severity = Severity.ERROR
         message = (
-            f"`{name}` keeps every batch's output with its whole forward graph, since nothing calls backward on it: memory "
+            f"`{name}` keeps every batch's output with its whole forward graph, since nothing calls backward on "
+            "it: memory "
             "grows with all activations until it runs out; keep `.detach()`, or run under torch.no_grad()"
         )
     else:
@@ -187,6 +197,10 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     loop = _turning(group)
     if loop is None:
         return None
+    # A sum that starts anew within the loop holds a few graphs at most.
+    bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
+    if bounded and event.data["size"] < FEW:
+        return None
     sent = any(term.sent for term in group)
     if not sent and any(term.site == site and term.sent for term in run.terms):
         sent = True
@@ -203,7 +217,8 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     if sent:
         return Report(
             span,
-            f"`{name}` keeps the autograd graph of every micro-batch's loss (activations are freed by backward, the graph's "
+            f"`{name}` keeps the autograd graph of every micro-batch's loss (activations are freed by backward, "
+            "the graph's "
             "nodes are not): host memory grows with each micro-batch; keep `.detach()` or `.item()`",
             Severity.WARNING,
             level,
@@ -212,7 +227,8 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
         )
     return Report(
         span,
-        f"`{name}` keeps the whole forward graph of every batch, since nothing calls backward on it: memory grows with all "
+        f"`{name}` keeps the whole forward graph of every batch, since nothing calls backward on it: memory "
+        "grows with all "
         "activations until it runs out; keep `.detach()` or `.item()`, or run under torch.no_grad()",
         Severity.ERROR,
         level,
@@ -224,7 +240,7 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
 def _turning(group: list[Term]) -> Loop | None:
     from acclint.rules.windows import turning
 
-    for one, other in zip(group, group[1:], strict=False):
+    for one, other in pairwise(group):
         found = turning(one.loops, other.loops)
         if found is not None:
             return found

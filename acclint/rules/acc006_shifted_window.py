@@ -12,8 +12,8 @@ from acclint.program import Span
 from acclint.rules.acc007_leftover_micro_batches import steps_inside
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, inside, owner_phrase, views
-from acclint.simulate.trace import Guard, Loop, Run, Window
-from acclint.simulate.values import numeric
+from acclint.simulate.trace import Event, Guard, Loop, Run, Window
+from acclint.simulate.values import numeric, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -106,7 +106,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if view.micro is None or view.micro.kind == "call":
             continue
         if not view.closed:
-            report = _never_due(view, view.micro)
+            report = _never_due(view, view.micro) or _never_true(view, view.micro)
         elif (gate := view.gate) is not None:
             sizes = [size for size in view.sizes if size > 0]
             report = (
@@ -115,6 +115,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 or _inverted(view, gate, sizes)
                 or _late(view, gate, sizes)
                 or _borrowed(view, gate, sizes)
+                or _irregular(view, gate)
             )
         else:
             continue
@@ -226,6 +227,67 @@ def _never_due(view: View, micro: Loop) -> Report | None:
                 Severity.ERROR,
             )
     return None
+
+
+def _never_true(view: View, micro: Loop) -> Report | None:
+    """A window test over a counter that is known all along and never meets it."""
+    tests: dict[Span, list[Event]] = {}
+    for event in view.run.of("test"):
+        if any(loop.span == micro.span for loop, _ in event.loops) and steps_inside(event.data["stmt"]):
+            tests.setdefault(event.span, []).append(event)
+    for span, events in tests.items():
+        k = events[0].data["modulus"]
+        known = all(numeric(event.data["counter"]) is not None and not roots_of(event.data["counter"]) for event in events)
+        if not known or not isinstance(k, int) or k < 2 or len({event.data["outcome"] for event in events}) > 1:
+            continue
+        whole = micro.known_length and not micro.cut and micro.ended
+        nested = any(guard.modulus is not None and guard.outcome for guard in events[0].guards)
+        entries = {loop.entry for event in events for loop, _ in event.loops if loop.span == micro.span}
+        if len(events) < max(2, len(entries)) * k and not (nested and whole and len(events) > 1):
+            continue  # a loader shorter than k is another mistake
+        if any(guard.unknown for guard in events[0].guards):
+            continue
+        return _report(
+            view,
+            span,
+            f"this window test is never true for the values that its counter takes: {owner_phrase(view)} is never stepped",
+            Severity.ERROR,
+        )
+    return None
+
+
+def _irregular(view: View, gate: Guard) -> Report | None:
+    """The test is not true every k micro-batches: its counter is reset or raised at the wrong place."""
+    k = gate.modulus
+    micro = view.micro
+    if not isinstance(k, int) or k < 2 or micro is None or not view.scale_known or roots_of(gate.counter):
+        return None
+    inner: list[tuple[Window, int]] = []
+    before: int | None = None
+    for window, size in zip(view.closed, view.sizes, strict=True):
+        entries = {loop.entry for number in window.seen for loop, _ in view.run.backwards[number].event.loops if loop.span == micro.span}
+        entry = next(iter(entries)) if len(entries) == 1 else None
+        gated = window.update is not None and any(guard.span == gate.span for guard in window.update.guards)
+        if entry is not None and entry == before and gated and _boundary(window, gate):
+            inner.append((window, size))
+        before = entry
+    wrong = [window for window, size in inner if size != k and not _weighs_one(view, window)]
+    if len(inner) < 3 or len(wrong) < len(inner):
+        return None
+    sizes = ", ".join(str(size) for size in view.sizes[:8])
+    return _report(
+        view,
+        gate.span,
+        f"the window test does not come true every {view.k_phrase()} micro-batches: the updates of {owner_phrase(view)} sum "
+        f"{sizes} micro-batches",
+        Severity.ERROR,
+    )
+
+
+def _boundary(window: Window, gate: Guard) -> bool:
+    """Whether an update came from the remainder itself, not from another part of the test (the last batch)."""
+    assert window.update is not None
+    return any(guard.span == gate.span and guard.modulus is not None for guard in window.update.guards)
 
 
 def _interval(view: View, test: Span) -> str:

@@ -116,7 +116,8 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             update.span,
             Report(
                 update.span,
-                f"the gradients of {owner_phrase(view)} are {where}: each update also repeats the gradients of all updates "
+                f"the gradients of {owner_phrase(view)} are {where}: each update also repeats the gradients of all "
+                "updates "
                 "before it, so update n is about n times too large",
                 Severity.ERROR,
                 weaker(*levels),

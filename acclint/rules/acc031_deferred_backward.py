@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
@@ -105,13 +106,14 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 for term, _ in backward.terms:
                     by_site.setdefault(term.site, []).append(term)
                 for group in by_site.values():
-                    loops = [turning(one.loops, other.loops) for one, other in zip(group, group[1:], strict=False)]
+                    loops = [turning(one.loops, other.loops) for one, other in pairwise(group)]
                     loop = next((one for one in loops if one is not None), None)
                     if loop is None or not _independent(run, group) or backward.span in found:
                         continue
                     found[backward.span] = Report(
                         backward.span,
-                        f"the losses of {len(group)} micro-batches are summed and backward runs once on the sum: the gradients "
+                        f"the losses of {len(group)} micro-batches are summed and backward runs once on the sum: the "
+                        "gradients "
                         "are right, but every micro-batch's graph is held until then, so accumulation saves no memory",
                         Severity.INFO,
                         weaker(
@@ -134,10 +136,10 @@ def _independent(run: Run, group: list[Term]) -> bool:
     """
     data = [own_data(term) for term in group]
     parts = {term.data & run.cuts for term in group}
-    apart = all(not one & other for one, other in zip(data, data[1:], strict=False)) and all(data)
+    apart = all(not one & other for one, other in pairwise(data)) and all(data)
     if len({term.fetch for term in group}) < 2 and len(parts) < 2 and not apart:
         return False
-    return not any(one < other for one, other in zip(data, data[1:], strict=False))
+    return not any(one < other for one, other in pairwise(data))
 
 
 RULE = Rule(

@@ -1,7 +1,8 @@
 """Accumulation without a loop: one backward call for each part of a batch, written out, and then one update.
 
-Several backward calls in one turn are mostly several losses of one batch, or a GAN's halves. They are accumulation where
-the calls differ in nothing but the part: the same loss of the same parameters, from all the parts of the same tensors.
+Several backward calls in one turn are mostly several losses of one batch, or a GAN's halves. They are accumulation
+where the calls differ in nothing but the part: the same loss of the same parameters, from all the parts of the same
+tensors.
 """
 
 from __future__ import annotations

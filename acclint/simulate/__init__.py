@@ -178,10 +178,17 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
     todo: list[tuple[p.Stmt, ...]] = [program.body]
     sizes: set[str] = set()
     quotients: list[tuple[Span, str]] = []
+    gates: list[p.Expr] = []
+    assigned: dict[str, p.Expr] = {}
     while todo:
-        for stmt in todo.pop():
+        block = todo.pop()
+        for at, stmt in enumerate(block):
             todo += _bodies(stmt)
-            sizes |= _window_sizes(stmt, world.scanner)
+            sizes |= _loop_sizes(stmt, world.scanner)
+            if isinstance(stmt, p.If) and _gates_step(stmt, block[at + 1 :], world.scanner):
+                gates.append(stmt.test)
+            if isinstance(stmt, p.Assign):
+                assigned.update((one.id, stmt.value) for one in stmt.targets if isinstance(one, p.Name))
             if isinstance(stmt, p.Define):
                 todo.append(stmt.function.body)
             elif isinstance(stmt, p.Class):
@@ -243,6 +250,8 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                     assert isinstance(one, p.Lambda)
                     todo.append(one.function.body)
     # Whatever it is called: a division by the very expression that sizes the windows is a division by k.
+    for gate in gates:
+        sizes |= _gate_sizes(gate, assigned, world.counters)
     world.k_divisions.update(span for span, divisor in quotients if divisor in sizes)
     for span, divisor in quotients:
         analysis.divisors.setdefault(span, divisor)
@@ -256,21 +265,48 @@ def _names_of(expr: p.Expr) -> set[str]:
     return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
 
 
-def _window_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:
-    """The names that a statement takes for the number of micro-batches in a window."""
+def _loop_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:
+    """The name that says how many micro-batches a loop without an update goes through."""
+    if not (isinstance(stmt, p.For) and isinstance(stmt.iterable, p.Call) and len(stmt.iterable.args) == 1):
+        return set()
+    inside = scanner.reach(stmt.body)
+    if text(stmt.iterable.func) in ("range", "builtins.range") and "backward" in inside and "step" not in inside:
+        return _names_of(stmt.iterable.args[0])
+    return set()
+
+
+def _gates_step(stmt: p.If, rest: tuple[p.Stmt, ...], scanner: Scanner) -> bool:
+    """Whether a test decides about a `step`: in its block, or behind the jump that it guards."""
+    if "step" in scanner.scan(stmt.body).attrs:
+        return True
+    jumps = bool(stmt.body) and isinstance(stmt.body[-1], (p.Continue, p.Return)) and not stmt.orelse
+    return jumps and "step" in scanner.scan(rest).attrs
+
+
+def _gate_sizes(test: p.Expr, assigned: dict[str, p.Expr], counters: set[str]) -> set[str]:
+    """The names that a window test takes for k: a modulus, or what a counter is compared with."""
     found: set[str] = set()
-    if isinstance(stmt, p.If) and "step" in scanner.scan(stmt.body).attrs:
-        exprs = [stmt.test]
-        while exprs:
-            one = exprs.pop()
-            exprs += children(one)
-            if isinstance(one, p.Binary) and one.op == "%":
-                found |= _names_of(one.right)
-    elif isinstance(stmt, p.For) and isinstance(stmt.iterable, p.Call) and len(stmt.iterable.args) == 1:
-        inside = scanner.reach(stmt.body)
-        if text(stmt.iterable.func) in ("range", "builtins.range") and "backward" in inside and "step" not in inside:
-            found |= _names_of(stmt.iterable.args[0])
+    exprs, followed = [test], set[str]()
+    while exprs:
+        one = exprs.pop()
+        exprs += children(one)
+        if isinstance(one, p.Name) and one.id in assigned and one.id not in followed:
+            followed.add(one.id)
+            if isinstance(assigned[one.id], (p.Binary, p.Compare, p.Bool, p.Unary)):
+                exprs.append(assigned[one.id])
+        elif isinstance(one, p.Binary) and one.op == "%":
+            found |= _names_of(one.right)
+        elif isinstance(one, p.Compare) and len(one.ops) == 1:
+            left, right = _counts(one.left, counters), _counts(one.rights[0], counters)
+            if left != right:
+                found |= _names_of(one.rights[0] if left else one.left)
     return found
+
+
+def _counts(expr: p.Expr, counters: set[str]) -> bool:
+    if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
+        return _counts(expr.left, counters) or _counts(expr.right, counters)
+    return text(expr) in counters
 
 
 __all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute", "v"]
