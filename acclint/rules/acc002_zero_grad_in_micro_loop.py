@@ -159,7 +159,7 @@ def _same_turn(one: Event, update: Event) -> bool:
 
 
 def _report(view: View, span: Span, event: Event, window: Window) -> Report:
-    total = len({number for number in window.seen})
+    total = len(set(window.seen))
     kept = len([number for number in window.seen if window.row.get(number)])
     k = view.k_phrase()
     if kept:

@@ -115,8 +115,8 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             calls.setdefault(event.data["scheduler"], []).append(event)
     for scheduler, events in calls.items():
         view = _lane_of(scheduler, accumulating)
-        if view is None or scheduler.gate is not None or any(event.data["absolute"] for event in events):
-            continue  # A prepared scheduler is stepped once per process and update: its length counts neither.
+        if view is None or any(event.data["absolute"] for event in events):
+            continue
         report = _report(view, scheduler, events)
         if report is not None:
             found.append(report)

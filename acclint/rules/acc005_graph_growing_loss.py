@@ -161,8 +161,8 @@ def _outputs(run: Run, event: Event) -> Report | None:
         level, severity = Confidence.MEDIUM, Severity.WARNING
         message = f"`{name}` keeps the autograd graph of every batch's output: host memory grows; keep `.detach()`"
     elif not any(sent):
-        # What an unknown object returns is a tensor with a graph if the object is a module: it has eval(). Outputs that are
-        # collected while training are mostly put together again for the loss.
+        # What an unknown object returns is a tensor with a graph if the object is a module: it has eval(). Outputs
+        # that are collected while training are mostly put together again for the loss.
         level = Confidence.HIGH if event.data["evaluating"] else Confidence.LOW
         severity = Severity.ERROR
         message = (

@@ -2212,7 +2212,7 @@ class Library:
     ) -> Value:
         if name == "get" and args:
             key = self.dict_key(args[0])
-            if isinstance(key, (str, int)) and key in owner:
+            if type(key) is not Opaque and key in owner:
                 return owner[key]
             if not owner or type(args[0]) is Param:
                 return args[1] if len(args) > 1 else None

@@ -365,6 +365,9 @@ class Machine(Library):
                 limit = numeric(bound)
                 if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2 or numeric(counter) is None:
                     continue
+                if isinstance(said, p.Binary) and said.op == "-" and said.right == p.Const(said.right.span, 1):
+                    # A counter from 0 that is compared with k - 1.
+                    limit, said = limit + 1, said.left
                 if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
                     self.learn_k(limit, roots_of(bound), in_test=True)
                 guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
