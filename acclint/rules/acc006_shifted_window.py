@@ -260,8 +260,10 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     """The test is not true every k micro-batches: its counter is reset or raised at the wrong place."""
     k = gate.modulus
     micro = view.micro
-    if not isinstance(k, int) or min(k, view.k) < 2 or micro is None or not view.scale_known or roots_of(gate.counter):
+    if not isinstance(k, int) or k < 2 or micro is None or not view.scale_known or roots_of(gate.counter):
         return None
+    if set(view.sizes) == {1}:
+        return None  # Every micro-batch updates: there is no window at all.
     inner: list[tuple[Window, int]] = []
     before: int | None = None
     for window, size in zip(view.closed, view.sizes, strict=True):

@@ -47,8 +47,10 @@ class Ledger:
         targets: set[Owner] = set()
         parts = {part for optimizer in self.optimizers if optimizer.parts for part in optimizer.parts}
         for owner in owners:
-            if any(owner.within(part) for part in parts):
-                targets.add(owner)
+            around = [part for part in parts if owner.within(part)]
+            if around:
+                # A module's parameters are held as one: the smallest group of an optimizer that has them.
+                targets.add(min(around, key=lambda part: sum(other.within(part) for other in around)))
                 continue
             inside = {part for part in parts if part.within(owner)}
             targets |= inside or {owner}

@@ -462,6 +462,11 @@ class Library:
             self.ledger.add(kept)
         return kept  # type: ignore[no-any-return]
 
+    def recognise(self: Machine, value: Value) -> None:
+        """What was made from parameters and is called an optimizer is one, before it is first used."""
+        if type(value) is Opaque and value.owners and not value.graph and names.is_optimizer_name(value.name):
+            self.as_optimizer(value)
+
     def as_scheduler(self: Machine, value: Opaque, span: Span = NOWHERE) -> v.Scheduler:
         kept = value.attrs.get("<scheduler>")
         if kept is None:
@@ -639,6 +644,7 @@ class Library:
         kind = type(base)
         if getattr(value, "name", "")[:1] == "<" and isinstance(getattr(value, "name", None), str):
             value.name = name
+            self.recognise(value)
         if name == "grad" and kind in (Param, Opaque):
             owner = base.owner if kind is Param else self.owner_of(base)
             if value is None:
@@ -1624,6 +1630,11 @@ class Library:
     ) -> Value:
         """`x.step(...)` on something unknown: optimizer, scheduler, scaler, or something else."""
         first = args[0] if args else keywords.get("optimizer")
+        lossy = type(first) in (Tensor, Opaque) and (first.graph or names.is_loss_name(first.name))
+        if lossy and not names.is_scheduler_name(base.name):
+            # A step that takes the loss (a differentiable optimizer, an environment) works by itself.
+            self.event("engine", span, name=base.name)
+            return None
         if self._could_be_optimizer(first) and not names.is_scheduler_name(base.name):
             target = first if type(first) is v.Optimizer else self.as_optimizer(first)
             self.step(target, args[1:], {}, span)
@@ -2008,6 +2019,9 @@ class Library:
             return self.tensor_binary("/", owner, args[0], span, False)
         if name == "mul" and args:
             return self.tensor_binary("*", owner, args[0], span, False)
+        if not owner.graph and self.grad_enabled and any(type(one) is Param or self._graphed(one) for one in args):
+            # Data times a parameter: `x.mm(w)`.
+            owner = Tensor(NOBODY, True, size=owner.size, batch=owner.batch)
         if not owner.graph or name in _NO_GRADIENT:
             return Tensor(batch=owner.batch, size=owner.size)
         if name in _WITH_INDICES and (args or "dim" in keywords):
@@ -2304,7 +2318,7 @@ class Library:
     ) -> Value:
         given = args[0] if args else keywords.get("params", keywords.get("model"))
         parts = self.owners_of(given) if given is not None else NOBODY
-        made = v.Optimizer(len(self.run.optimizers), "<optimizer>", path, parts or None, span, True)
+        made = v.Optimizer(len(self.run.optimizers), "<optimizer>", path, parts or frozenset((Owner("<parameters>"),)), span, True)
         if isinstance(given, (list, tuple)) and given and all(isinstance(one, dict) for one in given):
             groups = [self.owners_of(one.get("params")) for one in given]
             if all(groups):

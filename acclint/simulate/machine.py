@@ -214,6 +214,7 @@ class Machine(Library):
             assert isinstance(target, p.Name)
             if type(value) is Opaque and value.name.startswith("<"):
                 value.name = target.id
+                self.recognise(value)
             elif type(value) in _NAMED and value.name[:1] in "<":
                 value.name = target.id
             elif type(value) is Num and self.world.is_accumulation(target.id):
@@ -365,7 +366,7 @@ class Machine(Library):
                 limit = numeric(bound)
                 if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2 or numeric(counter) is None:
                     continue
-                if isinstance(said, p.Binary) and said.op == "-" and said.right == p.Const(said.right.span, 1):
+                if isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1":
                     # A counter from 0 that is compared with k - 1.
                     limit, said = limit + 1, said.left
                 if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
@@ -1229,8 +1230,10 @@ class Machine(Library):
                 return Num(outcome, roots, expr.span, modulus)
             if self.is_k(left) or self.is_k(right):
                 # A counter against k.
-                k = left if self.is_k(left) else right
-                return Num(outcome, roots, expr.span, (numeric(k), roots_of(k), right if k is left else left))
+                k, said, counter = (left, expr.left, right) if self.is_k(left) else (right, expr.rights[-1], left)
+                less = isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1"
+                period = numeric(k) + 1 if less else numeric(k)  # A counter from 0 is compared with k - 1.
+                return Num(outcome, roots, expr.span, (period, roots_of(k), counter))
             return Num(outcome, roots, expr.span) if roots else outcome
         if isinstance(left, (str, bool, type(None), tuple, list)) and isinstance(
             right, (str, bool, type(None), tuple, list)
