@@ -464,7 +464,13 @@ class Library:
 
     def recognise(self: Machine, value: Value) -> None:
         """What was made from parameters and is called an optimizer is one, before it is first used."""
-        if type(value) is Opaque and value.owners and not value.graph and names.is_optimizer_name(value.name):
+        if type(value) is not Opaque or value.graph or not names.is_optimizer_name(value.name):
+            return
+        receiver = value.attrs.get("<receiver>")
+        if not value.owners and type(receiver) is Opaque and self.is_module_like(receiver):
+            # `optimizer = model.configure_optimizer(...)`
+            value.owners = frozenset((self.owner_of(receiver),))
+        if value.owners:
             self.as_optimizer(value)
 
     def as_scheduler(self: Machine, value: Opaque, span: Span = NOWHERE) -> v.Scheduler:
@@ -1431,12 +1437,11 @@ class Library:
         elif not (loaders and not batch):
             owners |= self.live(frozenset((self.owner_of(callee),))) if self.is_forward_call(callee, values) else NOBODY
         key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
-        graph = (
-            self.grad_enabled
-            and bool(owners)
-            and (bool(batch) or any(self._graphed(one) for one in values) or callee.graph)
-        )
-        made = self.opaque(key, callee.name, owners=owners, graph=graph, batch=batch)
+        graph = self.grad_enabled and bool(owners) and (callee.graph or self.is_forward_call(callee, values))
+        made = self.opaque(key, callee.name if graph or batch else f"<{callee.name}", owners=owners, graph=graph, batch=batch)
+        made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
+        if type(parent) is Opaque:
+            made.attrs["<receiver>"] = parent
         if names.is_loss_name(callee.name):
             made.hint = "criterion"
             if any(self._graphed(one) for one in values):

@@ -1250,6 +1250,8 @@ class Machine(Library):
             if other is None:
                 if one is None:
                     return True
+                if type(one) is Opaque and self.world.is_accumulation(one.name):
+                    return False
                 if type(one) in (Opaque, Maybe):
                     if type(one) is Opaque and (one.graph or one.owners or one.batch or one.hint):
                         return False
@@ -1627,7 +1629,7 @@ def _catches(kind: p.Expr | None, name: str) -> bool:
 
 
 _RESUMING = re.compile(r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST")
-MAX_K = 48
+MAX_K = 64
 OVER_K = frozenset(("over k",))
 _TENSORS = (Tensor,)
 _NAMED = (v.Optimizer, v.Scheduler, v.Module, Instance, v.Accelerator, v.Scaler, Loader, v.LossFunction)

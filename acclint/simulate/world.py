@@ -17,7 +17,6 @@ from acclint.simulate.scan import Scanner
 from acclint.simulate.values import Number
 
 _PRIMES = (13, 17, 19, 23, 37, 41, 43, 47, 61, 67, 71, 73, 79, 83, 89)
-MAX_LITERAL_K = 48
 
 
 class Restart(Exception):
