@@ -7,12 +7,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch takes all cores in each test process otherwise.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint mutations clean
 
 help:
 	@echo "make demo   install acclint into $(VENV) and run it on the fixtures"
 	@echo "make test   install everything, torch included, and run linters and tests"
 	@echo "make lint   the linters alone"
+	@echo "make mutations   all mutated fixtures against torch (half an hour); writes benchmarks/mutations.md"
 	@echo "make clean  remove $(VENV) and all caches"
 
 demo: $(VENV)/.installed
@@ -20,6 +21,9 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2
+
+mutations: $(VENV)/.tools
+	$(BIN)/python -m tests.mutations --all --table benchmarks/mutations.md
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
     python benchmarks/speed.py FILE_OR_FOLDER...
 
-CPU time of this process, best of three, per file: the whole libcst parse (the yardstick), acclint's lift, its simulation
-and its rules. Files that do not parse or hold no training loop are left out. Prints medians and the share of files in which
+CPU time of this process, best of three, per file: the libcst parse (the yardstick), acclint's lift, its simulation
+and its rules. Files without a training loop are left out. Prints medians and the number of files in which
 lift and simulation together take less than the parse.
 """
 

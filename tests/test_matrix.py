@@ -17,6 +17,18 @@ ROOT = Path(__file__).parents[1] / "fixtures"
 FILES = sorted(ROOT.glob("*/*.py"))
 # A regression of gradients counts only below this residual.
 RESIDUAL = 1e-3
+# The place of updates that are written by hand, without an optimizer.
+BY_HAND = -1
+
+# What the simulator does not model: where such a script is judged rightly all the same, confidence is low.
+NOT_MODELLED = {
+    "ACC001/good_hook_divides": "a gradient hook divides",
+    "ACC014/good_average_over_replicas": "the gradients of copies are moved to the model that steps",
+    "ACC014/good_hook_sees_one_micro_batch": "a gradient hook collects",
+    "ACC015/good_flat_buffer": "gradients are views of a buffer that is zeroed",
+    "ACC015/good_optimizer_that_clears": "an optimizer class of the file zeroes in its own step",
+    "ACC015/good_step_hook": "a step hook zeroes",
+}
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +42,7 @@ def predicted(run: Run) -> dict[int, list[list[dict[int, float]]]]:
     """{optimizer number: [update: [coefficients by backward call, one per parameter owner]]}."""
     found: dict[int, list[list[dict[int, float]]]] = {}
     for lane in run.lanes:
-        if lane.optimizer is None:
-            continue
-        updates = found.setdefault(lane.optimizer.number, [])
+        updates = found.setdefault(BY_HAND if lane.optimizer is None else lane.optimizer.number, [])
         for turn, window in enumerate(window for window in lane.windows if window.update is not None):
             while len(updates) <= turn:
                 updates.append([])
@@ -45,7 +55,7 @@ def differences(run: Run, measured: Measurement) -> list[str]:
     ours = predicted(run)
     found = []
     for index, optimizer in enumerate(measured.optimizers):
-        updates = ours.get(index, [])
+        updates = ours.get(BY_HAND if optimizer.name == "manual" else index, [])
         if len(updates) != len(optimizer.updates):
             found.append(f"optimizer {index}: {len(updates)} updates predicted, {len(optimizer.updates)} measured")
             continue
@@ -53,8 +63,11 @@ def differences(run: Run, measured: Measurement) -> list[str]:
             if update.residual is None or not update.residual < RESIDUAL:
                 continue
             theirs = {int(number): float(weight) for number, weight in update.coefficients.items()}
+            # An update by hand contains the learning rate.
+            rate = update.lr if optimizer.name == "manual" and update.lr else 1.0
             close = any(
-                set(row) == set(theirs) and all(row[n] == pytest.approx(theirs[n], rel=1e-4, abs=1e-6) for n in row)
+                set(row) == set(theirs)
+                and all(row[n] / rate == pytest.approx(theirs[n], rel=1e-4, abs=1e-6) for n in row)
                 for row in updates[turn]
             )
             if not close:
@@ -76,9 +89,3 @@ def test_predicted_matrix_is_the_measured_one(path: Path, oracle: Oracle) -> Non
     if name in NOT_MODELLED:
         pytest.xfail(NOT_MODELLED[name])
     assert differences(run, measured) == []
-
-
-# Right silence for another reason than a right matrix: what the simulator does not model, and says so by low confidence.
-NOT_MODELLED = {
-    "ACC001/good_hook_divides": "a gradient hook divides",
-}

@@ -169,8 +169,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
         how = "micro-batch" if per_micro else "update"
         return Report(
             events[0].span,
-            f"the schedule is as long as the number of epochs, but it is stepped once per {how}: it is over within the first "
-            "epoch",
+            f"the schedule is as long as the number of epochs, but it is stepped once per {how}: it is over within the "
+            "first epoch",
             Severity.ERROR,
             confidence,
             notes=(("the schedule's length", scheduler.span), *view.related()),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held, weaker
+from acclint.rules.windows import held, turning, weaker
 from acclint.simulate.trace import Event, Loop, Run
 from acclint.simulate.values import Term
 
@@ -238,8 +238,6 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
 
 
 def _turning(group: list[Term]) -> Loop | None:
-    from acclint.rules.windows import turning
-
     for one, other in pairwise(group):
         found = turning(one.loops, other.loops)
         if found is not None:

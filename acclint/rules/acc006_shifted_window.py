@@ -237,7 +237,9 @@ def _never_true(view: View, micro: Loop) -> Report | None:
             tests.setdefault(event.span, []).append(event)
     for span, events in tests.items():
         k = events[0].data["modulus"]
-        known = all(numeric(event.data["counter"]) is not None and not roots_of(event.data["counter"]) for event in events)
+        known = all(
+            numeric(event.data["counter"]) is not None and not roots_of(event.data["counter"]) for event in events
+        )
         if not known or not isinstance(k, int) or k < 2 or len({event.data["outcome"] for event in events}) > 1:
             continue
         whole = micro.known_length and not micro.cut and micro.ended
@@ -250,7 +252,8 @@ def _never_true(view: View, micro: Loop) -> Report | None:
         return _report(
             view,
             span,
-            f"this window test is never true for the values that its counter takes: {owner_phrase(view)} is never stepped",
+            "this window test is never true for the values that its counter takes: "
+            f"{owner_phrase(view)} is never stepped",
             Severity.ERROR,
         )
     return None
@@ -267,7 +270,12 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     inner: list[tuple[Window, int]] = []
     before: int | None = None
     for window, size in zip(view.closed, view.sizes, strict=True):
-        entries = {loop.entry for number in window.seen for loop, _ in view.run.backwards[number].event.loops if loop.span == micro.span}
+        entries = {
+            loop.entry
+            for number in window.seen
+            for loop, _ in view.run.backwards[number].event.loops
+            if loop.span == micro.span
+        }
         entry = next(iter(entries)) if len(entries) == 1 else None
         gated = window.update is not None and any(guard.span == gate.span for guard in window.update.guards)
         if entry is not None and entry == before and gated and _boundary(window, gate):
@@ -280,8 +288,8 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     return _report(
         view,
         gate.span,
-        f"the window test does not come true every {view.k_phrase()} micro-batches: the updates of {owner_phrase(view)} sum "
-        f"{sizes} micro-batches",
+        f"the window test does not come true every {view.k_phrase()} micro-batches: "
+        f"the updates of {owner_phrase(view)} sum {sizes} micro-batches",
         Severity.ERROR,
     )
 

@@ -11,8 +11,7 @@ from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, views, weaker
 from acclint.simulate.facts import window_size
-from acclint.simulate.scan import _bodies as bodies
-from acclint.simulate.scan import _expressions, children
+from acclint.simulate.scan import bodies, children, expressions
 from acclint.simulate.trace import Event, Loop, Run, Window
 from acclint.simulate.values import numeric
 
@@ -175,7 +174,7 @@ def steps_inside(stmt: p.If) -> bool:
     while todo:
         one = todo.pop()
         todo += [inner for part in bodies(one) for inner in part]
-        exprs = list(_expressions(one))
+        exprs = list(expressions(one))
         while exprs:
             expr = exprs.pop()
             exprs += children(expr)

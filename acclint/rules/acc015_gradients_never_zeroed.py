@@ -145,7 +145,6 @@ def stale_windows(view: View) -> list[int]:
     return found
 
 
-
 RULE = Rule(
     code="ACC015",
     name="gradients-never-zeroed",

@@ -10,8 +10,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import held
-from acclint.simulate.scan import _bodies as bodies
-from acclint.simulate.scan import _expressions, children, text
+from acclint.simulate.scan import bodies, children, expressions, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import numeric, roots_of
 
@@ -161,7 +160,7 @@ def _variables(test: p.Expr) -> set[str]:
 def _inside(stmt: p.Stmt) -> list[p.Expr]:
     """The expressions of a statement, nested ones too, without those of the statements inside it."""
     found: list[p.Expr] = []
-    todo = list(_expressions(stmt))
+    todo = list(expressions(stmt))
     while todo:
         one = todo.pop()
         found.append(one)

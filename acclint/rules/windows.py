@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from acclint.findings import Confidence, Severity
@@ -15,10 +16,11 @@ from acclint.simulate import Analysis
 from acclint.simulate.facts import common_size, site_counts, window_size
 from acclint.simulate.trace import TAKEN, Backward, Event, Guard, Lane, Loop, Run, Window
 from acclint.simulate.values import Term
+from acclint.simulate.vocabulary import word_set
 
 TOLERANCE = 1e-6
 # What a function that is given the optimizer is for, by its name, when it is not zeroing or stepping.
-_HARMLESS = frozenset("lr rate schedule scheduler warmup log save checkpoint state print".split())
+_HARMLESS = word_set("lr rate schedule scheduler warmup log save checkpoint state print")
 ORDER = (Confidence.LOW, Confidence.MEDIUM, Confidence.HIGH)
 
 
@@ -68,7 +70,7 @@ class View:
                 if not backward.replay:
                     by_site.setdefault(backward.site, []).append(backward)
             for group in by_site.values():
-                for one, other in zip(group, group[1:], strict=False):
+                for one, other in pairwise(group):
                     found = turning(one.event.loops, other.event.loops)
                     if found is not None and (best is None or found.level in ("micro", "window")):
                         best = found
@@ -102,7 +104,8 @@ class View:
             if event is None or not window.seen:
                 continue
             sets = [
-                {(guard.span, guard.outcome) for guard in self.run.backwards[number].event.guards} for number in window.seen
+                {(guard.span, guard.outcome) for guard in self.run.backwards[number].event.guards}
+                for number in window.seen
             ]
             around = set.intersection(*sets)
             own = [guard for guard in event.guards if (guard.span, guard.outcome) not in around]
@@ -166,9 +169,7 @@ class View:
         micro = self.micro
         for event in self.run.of("opaque"):
             value = event.data.get("value")
-            same = (
-                value is self.lane.optimizer or getattr(value, "attrs", {}).get("<optimizer>") is self.lane.optimizer
-            )
+            same = value is self.lane.optimizer or getattr(value, "attrs", {}).get("<optimizer>") is self.lane.optimizer
             inside_loop = micro is not None and any(loop.span == micro.span for loop, _ in event.loops)
             if same and inside_loop and not _HARMLESS & set(words(event.data["what"])):
                 return event

@@ -1,11 +1,12 @@
 """From a program to what its training loops do: abstract runs, and the facts the rules judge.
 
-`analyze` runs the program under two assignments of numbers and, where a condition is unknown and holds events, once more
-with each such condition flipped (bounded). A rule's finding must hold under both assignments.
+`analyze` runs the program under two assignments of numbers and, where a condition is unknown and holds events, once
+more with each such condition flipped (bounded). A rule's finding must hold under both assignments.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,30 +14,22 @@ from acclint import program as p
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.entries import drive
+from acclint.simulate.facts import LoopFacts, describe
 from acclint.simulate.machine import Machine
-from acclint.simulate.scan import Scanner, children, text
+from acclint.simulate.scan import Scanner, bodies, children, expressions, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import PyRaise
 from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
+
+__all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute"]
 
 MAX_RESTARTS = 10
 MAX_FLIPS = 6
 MAX_PERIOD = 100
 
 
-@dataclass(frozen=True)
-class LoopFacts:
-    """One training loop as acclint understood it (see findings.LoopReport)."""
-
-    span: Span
-    state: str
-    reason: str = ""
-    k: str = ""
-    contributions: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] = ()
-
-
 class Path:
-    """One choice of the unknown conditions. `flipped` is the condition that differs from the base path, "" for the base.
+    """One choice of the unknown conditions. `flipped` is the condition that differs from the base path, or "".
 
     `first` is the run under the first assignment of numbers; the one under the second is made when it is asked for,
     since most loops give nothing to confirm.
@@ -82,8 +75,6 @@ def analyze(
     reductions: dict[str, str] | None = None,
 ) -> Analysis:
     """Run the training loops of one module. `reductions` maps the user's own loss callables to "mean" or "sum"."""
-    from acclint.simulate.facts import describe
-
     scanner = Scanner(program)
     analysis = Analysis(program)
     if not scanner.has_backward(program.body) and not _any_function_backward(scanner) and not _may_keep(scanner):
@@ -117,8 +108,8 @@ def _may_keep(scanner: Scanner) -> bool:
     """Whether a program that never calls backward may still add up tensors with a graph (an evaluation)."""
     if not scanner.scan(scanner.program.body).torch:
         return False
-    bodies = [function.body for group in (*scanner.functions.values(), *scanner.methods.values()) for function in group]
-    return any(scanner.keeps(body) for body in (scanner.program.body, *bodies))
+    inside = [function.body for group in (*scanner.functions.values(), *scanner.methods.values()) for function in group]
+    return any(scanner.keeps(body) for body in (scanner.program.body, *inside))
 
 
 def _settled(world: World, assignment: Assignment, choices: dict[str, bool]) -> Run | None:
@@ -135,10 +126,8 @@ def execute(world: World, assignment: Assignment, choices: dict[str, bool]) -> R
     """One abstract run of the module and its entries. Raises Restart if a role was learnt."""
     machine = Machine(world, assignment, choices)
     try:
-        try:
+        with suppress(PyRaise):
             machine.block(world.program.body, machine.globals)
-        except PyRaise:
-            pass
         drive(machine)
     except Stop as stop:
         machine.run.stopped = str(stop)
@@ -173,8 +162,6 @@ def _stretch(world: World, machine: Machine) -> None:
 
 def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
     """One walk over the program: names that are zeroed (optimizers by use), divisions by k, texts of expressions."""
-    from acclint.simulate.scan import _bodies, _expressions
-
     todo: list[tuple[p.Stmt, ...]] = [program.body]
     sizes: set[str] = set()
     quotients: list[tuple[Span, str]] = []
@@ -183,7 +170,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
     while todo:
         block = todo.pop()
         for at, stmt in enumerate(block):
-            todo += _bodies(stmt)
+            todo += bodies(stmt)
             sizes |= _loop_sizes(stmt, world.scanner)
             if isinstance(stmt, p.If) and _gates_step(stmt, block[at + 1 :], world.scanner):
                 gates.append(stmt.test)
@@ -212,7 +199,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                     world.raised.add(last if isinstance(stmt.target, p.Name) else f".{last}")
             if isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and stmt.value.op in ("+", "-"):
                 world.counters.update(text(one) for one in stmt.targets if text(one) == text(stmt.value.left))
-            exprs = list(_expressions(stmt))
+            exprs = list(expressions(stmt))
             while exprs:
                 one = exprs.pop()
                 exprs += children(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acclint import program as p
-from acclint.simulate.scan import _bodies, _expressions, children, text
+from acclint.simulate.scan import bodies, children, expressions, text
 
 _MODULE = ""
 
@@ -18,7 +18,7 @@ class Callers:
 
     def _walk(self, body: tuple[p.Stmt, ...], around: str, off: bool) -> None:
         for stmt in body:
-            for expr in _expressions(stmt):
+            for expr in expressions(stmt):
                 self._calls(expr, around, off)
             if isinstance(stmt, p.Do) and "set_grad_enabled" in text(stmt.value):
                 self.switched = True
@@ -28,7 +28,7 @@ class Callers:
             elif isinstance(stmt, p.Class):
                 self._walk(stmt.body, around, off)
             inside = off or (isinstance(stmt, p.With) and any(_turns_off(one) for one, _ in stmt.items))
-            for part in _bodies(stmt):
+            for part in bodies(stmt):
                 self._walk(part, around, inside)
 
     def _calls(self, expr: p.Expr, around: str, off: bool) -> None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from acclint import program as p
-from acclint.program import Span
 from acclint.simulate.callers import Callers
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
+from acclint.simulate.vocabulary import word_set
 
 if TYPE_CHECKING:
     from acclint.simulate.machine import Machine
 
-_COUNTERS = frozenset(
-    "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id".split()
+_COUNTERS = word_set(
+    "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id"
 )
 # Lightning calls these without gradients.
 _NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
@@ -122,7 +122,7 @@ def _repeat(
         scanner.has_nested_backward(function.body)
     )
     rounds = 2 if has_loop else machine.world.turns(machine.assignment)
-    parameters = [one for one in function.parameters[(0 if target.bound is None or closure.kind == "static" else 1) :]]
+    parameters = function.parameters[(0 if target.bound is None or closure.kind == "static" else 1) :]
     values = {
         one.name: _argument(machine, function, one, engine) for one in parameters if one.kind in ("plain", "keyword")
     }
@@ -167,6 +167,3 @@ def _argument(machine: Machine, function: p.Function, parameter: p.Parameter, en
         machine.batches += 1
         return machine.opaque(f"{function.name}.{name}", name, batch=frozenset((machine.batches,)))
     return machine.opaque(f"{function.name}.{name}", name)
-
-
-assert Span is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from acclint.program import Span
@@ -9,7 +10,18 @@ from acclint.simulate.scan import Scanner
 from acclint.simulate.trace import Backward, Lane, Loop, Run, Window
 
 if TYPE_CHECKING:
-    from acclint.simulate import Analysis, LoopFacts
+    from acclint.simulate import Analysis
+
+
+@dataclass(frozen=True)
+class LoopFacts:
+    """One training loop as acclint understood it (see findings.LoopReport)."""
+
+    span: Span
+    state: str
+    reason: str = ""
+    k: str = ""
+    contributions: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...] = ()
 
 
 def site_counts(run: Run, numbers: list[int]) -> dict[tuple[Span, ...], int]:
@@ -55,8 +67,6 @@ def innermost(backward: Backward) -> Loop | None:
 
 def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
     """Every training loop of the module and what was made of it."""
-    from acclint.simulate import LoopFacts
-
     found: dict[Span, LoopFacts] = {}
     run = analysis.base
     if run is None:
@@ -72,14 +82,13 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
             contributions = (*before, (lane.name, updates)) if updates else before
             found[span] = LoopFacts(span, state, "", "", contributions)
     touched = {loop.span for backward in run.backwards for loop, _ in backward.event.loops}
-    for group in (*scanner.functions.values(), *scanner.methods.values(), [None]):
-        for function in group:
-            body = function.body if function is not None else analysis.program.body
-            for loop in scanner.scan(body).loops:
-                if scanner.has_backward(loop.body) and not scanner.has_nested_backward(loop.body):
-                    if loop.span not in touched and loop.span not in found:
-                        reason = run.stopped or "no backward call was reached in the abstract run"
-                        found[loop.span] = LoopFacts(loop.span, "not-understood", reason)
+    functions = [one for group in (*scanner.functions.values(), *scanner.methods.values()) for one in group]
+    for body in (*(function.body for function in functions), analysis.program.body):
+        for loop in scanner.scan(body).loops:
+            trains = scanner.has_backward(loop.body) and not scanner.has_nested_backward(loop.body)
+            if trains and loop.span not in touched and loop.span not in found:
+                reason = run.stopped or "no backward call was reached in the abstract run"
+                found[loop.span] = LoopFacts(loop.span, "not-understood", reason)
     return tuple(found[span] for span in sorted(found))
 
 

@@ -8,10 +8,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from acclint.knowledge import names
-from acclint.program import Span
+from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.values import (
-    NO_ROOTS,
     NOBODY,
     ClassValue,
     Closure,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 Handler = Callable[["Machine", list[Value], dict[str, Value], Span], Value]
 
 
-# --- builtins ----------------------------------------------------------------------------------------------------------
+# --- builtins ---------------------------------------------------------------------------------------------------------
 
 
 def _range(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -52,7 +51,7 @@ def _range(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
 
 
 def _len(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    value = args[0] if args else None
+    value: Value = args[0] if args else None
     kind = type(value)
     if isinstance(value, (list, tuple, dict, set, str)):
         return len(value)
@@ -163,7 +162,7 @@ def _number(convert: Callable[[Any], Any]) -> Handler:
             return number
         if type(number) is Num and number.modulus is not None:
             return Num(result, number.roots, span, number.modulus)
-        if type(number) is Num and result == number.v and number.born == v.NOWHERE:
+        if type(number) is Num and result == number.v and number.born == NOWHERE:
             return number
         return m.derived(result, span, number)
 
@@ -246,9 +245,9 @@ def _getattr(m: Machine, args: list[Value], keywords: dict[str, Value], span: Sp
     if len(args) >= 2 and isinstance(args[1], str) and args[1] != "<text>":
         if type(args[0]) is Imported:
             return Imported(f"{args[0].path}.{args[1]}")
-        if len(args) > 2 and type(args[0]) is Instance:
-            if args[1] not in args[0].attrs and m.member(args[0].cls, args[1]) is None:
-                return args[2]
+        defaulted = len(args) > 2 and type(args[0]) is Instance
+        if defaulted and args[1] not in args[0].attrs and m.member(args[0].cls, args[1]) is None:
+            return args[2]
         return m.attribute(args[0], args[1], span)
     return m.opaque(f"getattr:{span.row}", "<attribute>")
 
@@ -381,7 +380,7 @@ BUILTINS: dict[str, Handler] = {
 }
 
 
-# --- torch -------------------------------------------------------------------------------------------------------------
+# --- torch ------------------------------------------------------------------------------------------------------------
 
 
 def _grad_context(on: bool) -> Handler:
@@ -457,7 +456,7 @@ def _stack(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
     items = m.listed(args[0]) if args else []
     if any(type(one) is v.Grad for one in items):
         return items[0]
-    lossy = [one for one in items if type(one) in (Tensor, Opaque) and one.graph and m._has_terms(one)]
+    lossy = [one for one in items if type(one) in (Tensor, Opaque) and one.graph and m.has_terms(one)]
     owners = m.graph_owners(items)
     batch = m.batch_of(items)
     if lossy and len(lossy) == len(items):
@@ -675,7 +674,7 @@ def _scale_loss(m: Machine, args: list[Value], keywords: dict[str, Value], span:
 
 
 def _deepcopy(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    value = args[0] if args else None
+    value: Value = args[0] if args else None
     kind = type(value)
     if kind is Module:
         return Module(value.path, Owner(f"copy of {value.name}"), value.batchnorm, value.items)
@@ -693,7 +692,7 @@ def _deepcopy(m: Machine, args: list[Value], keywords: dict[str, Value], span: S
     return value
 
 
-# --- the standard library ------------------------------------------------------------------------------------------------
+# --- the standard library ---------------------------------------------------------------------------------------------
 
 
 def _round_up(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -959,4 +958,3 @@ TORCHLIKE: dict[str, Handler] = {
     "clip_grad_norm_": _clip,
     "clip_grad_value_": _clip,
 }
-assert NO_ROOTS is not None

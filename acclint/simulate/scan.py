@@ -1,22 +1,23 @@
 """What a piece of the program mentions, found once and kept: which calls, jumps and loops are inside.
 
 A loop's level (how many iterations are worth running) and the default branch of an unknown condition depend on whether
-events can happen inside, through the functions and methods of the file that are called. Receivers count: `model.train()`
-is no call of the file's own `train()`.
+events can happen inside, through the functions and methods of the file that are called. Receivers count:
+`model.train()` is no call of the file's own `train()`.
 """
 
 from __future__ import annotations
 
 from acclint import program as p
 from acclint.knowledge import names
+from acclint.simulate.vocabulary import word_set
 
 BACKWARD = frozenset({"backward", "manual_backward", "scale_loss", "accumulate_gradients"})
 UPDATE = frozenset({"step", "zero_grad"})
 EVENTS = BACKWARD | UPDATE | {"step_update", "unscale_", "clip_grad_norm_", "clip_grad_value_", "_foreach_div_"}
 # Methods that every torch or Python object has: a call of one on another receiver is no call into the file.
-_COMMON = frozenset(
+_COMMON = word_set(
     "train eval forward step update zero_grad backward to cuda cpu append add get items keys values parameters reset "
-    "load save log run fit evaluate test validate compute close write format join split copy pop extend main".split()
+    "load save log run fit evaluate test validate compute close write format join split copy pop extend main"
 )
 
 
@@ -62,7 +63,7 @@ class Scanner:
                 assert isinstance(stmt, p.Class)
                 self._collect(stmt.body, stmt)
             else:
-                for part in _bodies(stmt):
+                for part in bodies(stmt):
                     self._collect(part, cls)
 
     def scan(self, body: tuple[p.Stmt, ...]) -> Scan:
@@ -102,12 +103,12 @@ class Scanner:
         elif kind is p.Class:
             assert isinstance(stmt, p.Class)
             found.torch |= self.scan(stmt.body).torch
-        for expr in _expressions(stmt):
+        for expr in expressions(stmt):
             self._expression(expr, found)
         if kind is p.Define:
             assert isinstance(stmt, p.Define)
             self._merge(found, self.scan(stmt.function.body), jumps=False)
-        for part in _bodies(stmt):
+        for part in bodies(stmt):
             self._merge(found, self.scan(part), jumps=True)
 
     @staticmethod
@@ -231,7 +232,7 @@ def _has_remainder(expr: p.Expr) -> bool:
     return False
 
 
-def _bodies(stmt: p.Stmt) -> list[tuple[p.Stmt, ...]]:
+def bodies(stmt: p.Stmt) -> list[tuple[p.Stmt, ...]]:
     if isinstance(stmt, (p.If, p.For, p.While)):
         return [stmt.body, stmt.orelse]
     if isinstance(stmt, p.With):
@@ -243,7 +244,7 @@ def _bodies(stmt: p.Stmt) -> list[tuple[p.Stmt, ...]]:
     return []
 
 
-def _expressions(stmt: p.Stmt) -> list[p.Expr]:
+def expressions(stmt: p.Stmt) -> list[p.Expr]:
     if isinstance(stmt, p.Assign):
         return [*stmt.targets, stmt.value]
     if isinstance(stmt, p.Augment):
@@ -326,7 +327,9 @@ def text(expr: p.Expr) -> str:
     if isinstance(expr, p.Unary):
         return f"{expr.op} {text(expr.operand)}" if expr.op == "not" else f"{expr.op}{text(expr.operand)}"
     if isinstance(expr, p.Compare):
-        return text(expr.left) + "".join(f" {op} {text(right)}" for op, right in zip(expr.ops, expr.rights))
+        return text(expr.left) + "".join(
+            f" {op} {text(right)}" for op, right in zip(expr.ops, expr.rights, strict=True)
+        )
     if isinstance(expr, p.Bool):
         return f" {expr.op} ".join(text(value) for value in expr.values)
     if isinstance(expr, p.Star):

@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from acclint.program import Span
-from acclint.simulate.values import NOBODY, Number, Optimizer, Owner, Owners, Scheduler, Term
+from acclint.simulate.values import Number, Optimizer, Owner, Owners, Scheduler, Term
 
 
 @dataclass(eq=False, slots=True)
@@ -155,7 +155,9 @@ class Run:
     loops: dict[Span, Loop] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
     parts: dict[int, Part] = field(default_factory=dict)  # cuts and single rows by their numbers
-    cuts: set[int] = field(default_factory=set)  # the numbers of data that are a part of other data: chunks, slices, rows
+    cuts: set[int] = field(
+        default_factory=set
+    )  # the numbers of data that are a part of other data: chunks, slices, rows
     numbers: dict[str, Number] = field(default_factory=dict)
     window_values: set[Number] = field(default_factory=set)
     k_names: dict[str, Number] = field(default_factory=dict)
@@ -178,19 +180,3 @@ def scale_text(value: Number) -> str:
             return str(value.numerator)
         return f"{value.numerator}/{value.denominator}" if value.denominator <= 64 else f"{float(value):.3g}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-__all__ = [
-    "TAKEN",
-    "Part",
-    "NOBODY",
-    "Backward",
-    "Condition",
-    "Event",
-    "Guard",
-    "Lane",
-    "Loop",
-    "Run",
-    "Window",
-    "scale_text",
-]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from acclint.program import NOWHERE, Class, Function, Span
 
 if TYPE_CHECKING:
-    from acclint.simulate.machine import Frame
+    from acclint.simulate.core import Frame
 
 Number = int | float | Fraction
 Value = Any
@@ -142,8 +142,8 @@ class Tensor:
 class Grad:
     """What `p.grad` held when it was read, or a value made from it: {backward number: coefficient}.
 
-    `shared` is the `.grad` itself, `read` it or a (scaled) copy of it. `added` are the places where a growing `.grad` was
-    added to it.
+    `shared` is the `.grad` itself, `read` it or a (scaled) copy of it. `added` are the places where a growing `.grad`
+    was added to it.
     """
 
     __slots__ = ("added", "owner", "read", "row", "shared")

@@ -1,9 +1,9 @@
 """What is fixed for all runs over one program: how unknown numbers are named, sized and told apart.
 
 A run needs concrete numbers for the unknowns of a script: the accumulation steps k, the number of micro-batches, of
-epochs, the batch size, intervals and limits. Each unknown gets a number of its own, so that a division by the batch size
-never looks like one by k. What an unknown *is* comes from its name or from how the first run uses it: a number that gates
-the update as a modulus is k, whatever it is called. Learning such a role restarts the run.
+epochs, the batch size, intervals and limits. Each unknown gets a number of its own, so that a division by the batch
+size never looks like one by k. What an unknown *is* comes from its name or from how the first run uses it: a number
+that gates the update as a modulus is k, whatever it is called. Learning such a role restarts the run.
 """
 
 from __future__ import annotations

@@ -1,0 +1,229 @@
+"""The truth of tests: window tests are recognised, unknown conditions chosen and remembered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+
+from acclint import program as p
+from acclint.program import Span
+from acclint.simulate.core import Frame
+from acclint.simulate.methods import Methods
+from acclint.simulate.scan import text
+from acclint.simulate.trace import Condition, Guard
+from acclint.simulate.values import Maybe, Num, Opaque, Stream, Value, numeric, roots_of
+
+_RESUMING = re.compile(
+    r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST"
+)
+
+
+class Conditions(Methods):
+    """Deciding conditions."""
+
+    def condition(self, test: p.Expr, frame: Frame, desired: Callable[[], bool], stmt: p.Stmt) -> tuple[bool, Guard]:
+        guard = Guard(test.span, True)
+        outcome = self.decide(test, frame, None, guard, desired, stmt)
+        return outcome, guard
+
+    def decide(
+        self,
+        test: p.Expr,
+        frame: Frame,
+        want: bool | None,
+        guard: Guard,
+        desired: Callable[[], bool],
+        stmt: p.Stmt | None,
+    ) -> bool:
+        """The truth of a test. Unknown parts are chosen so that the whole becomes `want`, and remembered."""
+        if type(test) is p.Unary and test.op == "not":
+            inner = test.operand
+            flipped = None if want is None else not want
+            return not self.decide(inner, frame, flipped, guard, lambda: not desired(), stmt)
+        if type(test) is p.Bool:
+            is_and = test.op == "and"
+            for part in test.values:
+                outcome = self.decide(part, frame, want, guard, desired, stmt)
+                if outcome != is_and:
+                    return outcome
+            return is_and
+        value = self.eval(test, frame)
+        return self.truth(value, test, guard, desired if want is None else (lambda: bool(want)), stmt)
+
+    def truth(
+        self,
+        value: Value,
+        test: p.Expr,
+        guard: Guard | None,
+        desired: Callable[[], bool],
+        stmt: p.Stmt | None = None,
+    ) -> bool:
+        kind = type(value)
+        if kind is Num and not self.deciding:
+            return bool(value.v)
+        if kind is Num:
+            if guard is not None:
+                guard.roots |= value.roots
+                if value.modulus is not None:
+                    guard.modulus = value.modulus[0]
+                    guard.roots |= value.modulus[1]
+                    guard.counter = value.modulus[2]
+                    frozen = self.frozen_counter(value, test, guard, desired, stmt)
+                    if frozen is not None:
+                        return frozen
+                    self.learn_modulus(value.modulus, stmt)
+            if value.modulus is None and value.roots - {"<size>"} and isinstance(stmt, p.If):
+                return self.truth_of_size(value, test, guard, desired, stmt)
+            return bool(value.v)
+        if kind is bool or value is None or isinstance(value, (int, float, str, Fraction, tuple, list, dict)):
+            return bool(value)
+        if kind is Maybe:
+            chosen = self.choose(value.key, test.span, lambda: desired() != value.negated, stmt)
+            if guard is not None:
+                guard.unknown, guard.key = True, value.key
+            return bool(chosen != value.negated)
+        if kind is Opaque:
+            if guard is not None:
+                guard.unknown, guard.key = True, value.key
+            known = self.numbers.get(value.key)
+            if known is not None and known.v != 0:
+                return True
+            return self.choose(value.key, test.span, desired, stmt)
+        if kind is Stream:
+            return True
+        return True
+
+    def truth_of_size(
+        self, value: Num, test: p.Expr, guard: Guard | None, desired: Callable[[], bool], stmt: p.If
+    ) -> bool:
+        """A comparison with an unknown size: its outcome in this run says nothing, unless the size is the window's."""
+        roles = {self.role_of_root(root) for root in value.roots}
+        if not roles <= {"", "limit", "batch", "interval", "world"}:
+            return bool(value.v)
+        scanner = self.scanner
+        steps = "step" in scanner.reach(stmt.body) or "step" in scanner.reach(stmt.orelse)
+        if steps and not scanner.has_backward(stmt.body) and not scanner.has_backward(stmt.orelse):
+            if roles == {""} and len(value.roots) == 1 and self.loops:
+                self.world.learn(self.world.roles, next(iter(value.roots)), "k")
+            if "batch" in roles or "" in roles:
+                return bool(value.v)
+        key = text(test)
+        if guard is not None:
+            guard.unknown, guard.key = True, key
+        return self.choose(key, test.span, desired, stmt)
+
+    def frozen_counter(
+        self, value: Num, test: p.Expr, guard: Guard, desired: Callable[[], bool], stmt: p.Stmt | None
+    ) -> bool | None:
+        """A remainder of a counter that this file never raises: somebody else counts.
+
+        Where it gates an update it is taken to be true on every k-th evaluation; elsewhere it is an unknown condition.
+        """
+        assert value.modulus is not None
+        divisor, _, counter = value.modulus
+        unknown = {root for root in roots_of(counter) if self.role_of_root(root) in ("", "limit", "epochs")}
+        if not unknown or not isinstance(stmt, p.If):
+            return None
+        guard.unknown, guard.key = True, text(test)
+        steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
+        if not steps or not self.loops or self.scanner.has_backward(stmt.body):
+            return self.choose(guard.key, test.span, desired, stmt)
+        turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
+        boundary = isinstance(divisor, int) and divisor > 0 and turn % divisor == 0
+        equal = isinstance(test, p.Compare) and test.ops == ("==",)
+        return boundary if equal or not isinstance(test, p.Compare) else not boundary
+
+    def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
+        known = self.run.conditions.get(key)
+        matters = False
+        if stmt is not None and isinstance(stmt, p.If):
+            body, orelse = self.scanner.has_events(stmt.body), self.scanner.has_events(stmt.orelse)
+            matters = (body and orelse) or (bool(self.loops) and (body or orelse))
+        if known is not None:
+            known.matters |= matters
+            return known.value
+        chosen = self.choices.get(key)
+        if chosen is None:
+            chosen = desired()
+        self.run.conditions[key] = Condition(key, span, chosen, matters)
+        return chosen
+
+    def desired(self, stmt: p.If) -> bool:
+        """The branch of an unknown condition to follow first: the one with events; no jumps."""
+        scanner = self.scanner
+        body_jumps, else_jumps = ends_in_jump(stmt.body), bool(stmt.orelse) and ends_in_jump(stmt.orelse)
+        body_events, else_events = scanner.has_events(stmt.body), scanner.has_events(stmt.orelse)
+        if body_jumps and else_jumps:
+            return not isinstance(stmt.body[-1], p.Raise)
+        if body_jumps and self._returns_choice(stmt.body):
+            return True
+        if body_jumps:
+            return scanner.has_backward(stmt.body)
+        if else_jumps:
+            return True
+        if else_events and not body_events:
+            return False
+        if not body_events and not stmt.orelse:
+            return not _RESUMING.search(text(stmt.test))
+        return True
+
+    def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
+        """`if name == "adam": return Adam(...)` in a factory: the first choice will do."""
+        last = body[-1]
+        return (
+            isinstance(last, p.Return)
+            and isinstance(last.value, (p.Call, p.Sequence))
+            and bool(self.stack)
+            and not self.scanner.has_backward(self.stack[-1].body)
+        )
+
+    def threshold(self, stmt: p.If, guard: Guard) -> None:
+        """A comparison of a counter of the file with a number, where it gates an update, is a window test."""
+        jumps = ends_in_jump(stmt.body)
+        if "%" in text(stmt.test):
+            return  # The remainder is the window test, the comparison beside it is something else.
+        if "step" not in self.scanner.reach(stmt.body) and not (jumps and not self.scanner.has_events(stmt.body)):
+            return
+        todo: list[p.Expr] = [stmt.test]
+        while todo:
+            one = todo.pop(0)
+            if isinstance(one, p.Unary) and one.op == "not":
+                todo.append(one.operand)
+            elif isinstance(one, p.Bool):
+                todo += one.values
+            elif isinstance(one, p.Compare) and len(one.ops) == 1 and one.span in self.compared:
+                left, right = self.compared[one.span]
+                if self.counts(one.left) == self.counts(one.rights[0]):
+                    continue
+                counter, bound, said = (
+                    (left, right, one.rights[0]) if self.counts(one.left) else (right, left, one.left)
+                )
+                limit = numeric(bound)
+                if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2 or numeric(counter) is None:
+                    continue
+                if isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1":
+                    # A counter from 0 that is compared with k - 1.
+                    limit, said = limit + 1, said.left
+                if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
+                    self.learn_k(limit, roots_of(bound), in_test=True)
+                guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
+                guard.roots |= roots_of(bound) | roots_of(counter)
+                return
+
+    def counts(self, expr: p.Expr) -> bool:
+        """Whether an expression is a counter of the file, or one and a number."""
+        if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
+            return self.counts(expr.left) or self.counts(expr.right)
+        return isinstance(expr, (p.Name, p.Attr)) and text(expr) in self.world.counters
+
+
+def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:
+    if not body:
+        return False
+    last = body[-1]
+    if isinstance(last, (p.Break, p.Continue, p.Return, p.Raise)):
+        return True
+    if isinstance(last, p.Do) and isinstance(last.value, p.Call):
+        return text(last.value.func) in ("sys.exit", "exit", "quit")
+    return isinstance(last, p.If) and bool(last.orelse) and ends_in_jump(last.body) and ends_in_jump(last.orelse)

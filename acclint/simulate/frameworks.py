@@ -1,0 +1,142 @@
+"""accelerate, Lightning and gradient scalers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from acclint.knowledge import names
+from acclint.program import NOWHERE, Span
+from acclint.simulate import values as v
+from acclint.simulate.operators import Operators
+from acclint.simulate.values import Closure, Instance, Loader, Num, Opaque, Value, numeric
+
+
+class Frameworks(Operators):
+    """What the objects of frameworks do; the behaviours come from `acclint.knowledge`."""
+
+    def as_accelerator(self, value: Opaque) -> v.Accelerator:
+        kept = value.attrs.get("<accelerator>")
+        if kept is None:
+            steps = self.number(f"{value.key}.gradient_accumulation_steps", "gradient_accumulation_steps")
+            kept = value.attrs["<accelerator>"] = v.Accelerator(value.name, steps, False)
+        return kept
+
+    def accumulate(self, accelerator: v.Accelerator) -> None:
+        """accelerate's `accumulate()`: one more micro-batch; gradients are synchronised on the k-th and the last."""
+        accelerator.count += 1
+        accelerator.entered = True
+        steps = numeric(self.as_number(accelerator.steps))
+        boundary = steps is None or steps <= 1 or accelerator.count % int(steps) == 0
+        accelerator.sync = boundary or self.last_batch
+        if self.last_batch:
+            accelerator.count = 0
+        self.event("accumulate", NOWHERE, sync=accelerator.sync)
+
+    def accelerator_method(
+        self, owner: v.Accelerator, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "backward" and args:
+            steps = numeric(self.as_number(owner.steps)) if owner.steps is not None else 1
+            factor = Fraction(1, int(steps)) if steps and steps > 1 else 1
+            sure = owner.known or owner.entered
+            self.backward(args[0], span, factor, sure, via="accelerator")
+            return None
+        if name in ("prepare", "prepare_model", "prepare_optimizer", "prepare_data_loader", "prepare_scheduler"):
+            for one in args:
+                if type(one) is v.Optimizer or type(one) is v.Scheduler:
+                    one.gate = owner
+                elif type(one) is Loader:
+                    one.prepared = True
+                elif type(one) is Opaque and names.is_optimizer_name(one.name):
+                    self.as_optimizer(one).gate = owner
+                elif type(one) is Opaque and names.is_scheduler_name(one.name):
+                    self.as_scheduler(one).gate = owner
+            return args[0] if len(args) == 1 else tuple(args)
+        if name == "accumulate":
+            if owner.steps is None:
+                # Nobody set the steps here, but the window is used: the launcher or the environment sets them.
+                owner.steps = self.number(f"{owner.name}.gradient_accumulation_steps", "gradient_accumulation_steps")
+            return ("accumulate", owner)
+        if name in ("clip_grad_norm_", "clip_grad_value_"):
+            self.event("clip", span)
+        if name in ("autocast", "no_sync", "join_uneven_inputs", "main_process_first", "local_main_process_first"):
+            return ("null",)
+        if name in ("unwrap_model", "gather", "reduce", "gather_for_metrics", "pad_across_processes") and args:
+            return args[0]
+        if name in ("skip_first_batches",) and args:
+            return args[0]
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def scaler_method(
+        self, owner: v.Scaler, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "scale" and args:
+            return args[0]
+        if name == "step" and args:
+            target = args[0]
+            if type(target) is Opaque:
+                target = self.as_optimizer(target)
+            if type(target) is v.Optimizer:
+                self.step(target, args[1:], {}, span)
+            return None
+        if name in ("update", "unscale_"):
+            self.event(name, span)
+            return None
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def lightning_method(
+        self, owner: Instance, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "optimizers":
+            kept = owner.attrs.get("<optimizers>")
+            if kept is None:
+                maker = self.member(owner.cls, "configure_optimizers")
+                result: Value = None
+                if type(maker) is Closure:
+                    bound = Closure(
+                        maker.function, maker.scope, owner, owner_class=maker.owner_class, defaults=maker.defaults
+                    )
+                    result = self.invoke(bound, [], {}, span)
+                found = [one for one in _flat(result) if type(one) is v.Optimizer]
+                owner.attrs["<schedulers>"] = [one for one in _flat(result) if type(one) is v.Scheduler]
+                if not found:
+                    made = self.opaque(f"{owner.key}.optimizer", "optimizer")
+                    found = [self.as_optimizer(made, span)]
+                    found[0].parts = frozenset((owner.owner,)) if owner.owner is not None else None
+                kept = owner.attrs["<optimizers>"] = found
+            return kept[0] if len(kept) == 1 else list(kept)
+        if name == "lr_schedulers":
+            kept = owner.attrs.get("<schedulers>") or []
+            if len(kept) == 1:
+                return kept[0]
+            return list(kept) if kept else self.opaque(f"{owner.key}.lr_scheduler", "lr_scheduler")
+        if name == "clip_gradients":
+            self.event("clip", span)
+        return self.opaque(f"{owner.name}.{name}()", name)
+
+    def combined_scaler(self, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        """timm's NativeScaler and its relatives: called with loss and optimizer; backward, and a step if asked."""
+        if not args:
+            return self.opaque(f"call:{span.row}", "<value>")
+        self.backward(args[0], span, via="scaler")
+        optimizer = args[1] if len(args) > 1 else keywords.get("optimizer")
+        wanted = True
+        for name in ("need_update", "update_grad", "update", "step"):
+            if name in keywords:
+                value = keywords[name]
+                wanted = bool(numeric(value)) if numeric(value) is not None else True
+                if type(value) is Num and value.modulus is not None:
+                    self.learn_k(value.modulus[0], value.modulus[1])
+        if type(optimizer) is Opaque:
+            optimizer = self.as_optimizer(optimizer)
+        if wanted and type(optimizer) is v.Optimizer:
+            self.step(optimizer, [], {}, span)
+        return self.opaque(f"norm:{span.row}", "grad_norm")
+
+
+def _flat(value: Value) -> list[Value]:
+    if isinstance(value, (list, tuple)):
+        return [inner for one in value for inner in _flat(one)]
+    if isinstance(value, dict):
+        return [inner for one in value.values() for inner in _flat(one)]
+    return [value]

@@ -1,0 +1,237 @@
+"""Items: indexing, slices, lists and dicts."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from acclint import program as p
+from acclint.program import NOWHERE, Span
+from acclint.simulate import values as v
+from acclint.simulate.core import Frame
+from acclint.simulate.iteration import Iteration
+from acclint.simulate.scan import text
+from acclint.simulate.trace import TAKEN, Part
+from acclint.simulate.values import (
+    Closure,
+    Imported,
+    Instance,
+    Module,
+    Num,
+    Opaque,
+    Owner,
+    Param,
+    Tensor,
+    Value,
+    numeric,
+)
+from acclint.simulate.vocabulary import word_set
+
+_INDEXED_DATA = word_set("x y X Y data inputs targets images labels batch tokens dataset samples features")
+
+
+class Items(Iteration):
+    """Reading and writing by index or key."""
+
+    def item(self, value: Value, index: Value, span: Span = NOWHERE) -> Value:
+        kind = type(value)
+        at = numeric(index)
+        if isinstance(value, (list, tuple)):
+            if value and value[0] == "slice" and isinstance(value, tuple):
+                return self.opaque("slice", "<slice>")
+            if at is not None and not isinstance(at, float):
+                return (
+                    value[int(at)]
+                    if -len(value) <= at < len(value)
+                    else (value[-1] if value else self.opaque("?", "<item>"))
+                )
+            if isinstance(index, tuple) and index and index[0] == "slice":
+                lower, upper = numeric(index[1]), numeric(index[2])
+                return list(value)[
+                    slice(int(lower) if lower is not None else None, int(upper) if upper is not None else None)
+                ]
+            return value[0] if value else self.opaque(f"item:{span.row}", "<item>")
+        if isinstance(value, dict):
+            index = self.dict_key(index)
+            try:
+                if index in value:
+                    return value[index]
+            except TypeError:
+                pass
+            if type(index) is Opaque or isinstance(index, (str, int)):
+                if value and not isinstance(index, (str, int)):
+                    return next(iter(value.values()))
+                name = index if isinstance(index, str) else "<item>"
+                return self.opaque(f"{{}}[{self.key(index)}]", name, batch=self.batch_of(value))
+            return self.opaque(f"item:{span.row}", "<item>")
+        if kind is Opaque:
+            key = self.key(index)
+            kept = value.attrs.get(f"[{key}]")
+            if kept is not None:
+                return kept
+            plain = not value.batch and not value.graph and isinstance(index, int)
+            name = index if isinstance(index, str) else "<item>" if plain else value.name
+            made = self.opaque(f"{value.key}[{key}]", name, owners=value.owners, graph=value.graph, batch=value.batch)
+            made.attrs["<parent>"] = value
+            if "<size>" in value.attrs:
+                made.attrs["<size>"] = value.attrs["<size>"]
+            if value.graph and (index == 0 or index == "loss"):
+                made.hint = "output"
+            if isinstance(index, tuple) and index and index[0] == "slice" and value.batch:
+                self.batches += 1
+                self.run.cuts.add(self.batches)
+                self.note_part(self.batches, value, self.bound(index[1], 0), self.bound(index[2], None), None)
+                made.batch = value.batch | {self.batches}
+            elif not value.batch and not value.graph and value.name in _INDEXED_DATA:
+                made.batch = frozenset((0,))
+            value.attrs[f"[{key}]"] = made
+            return made
+        if kind is Tensor:
+            if isinstance(index, tuple) and index and index[0] == "slice":
+                lower, upper = numeric(index[1]), numeric(index[2])
+                size = upper - (lower or 0) if upper is not None else None
+                self.batches += 1
+                self.run.cuts.add(self.batches)
+                self.note_part(
+                    self.batches, value, self.bound(index[1], 0), self.bound(index[2], None), numeric(value.size)
+                )
+                batch = value.batch | {self.batches}
+                return Tensor(value.owners, value.graph, size=size, batch=batch, reduction=value.reduction)
+            if value.reduction == "stack" or value.terms is not None:
+                return value
+            row = self.row(value, known=at is not None)
+            if isinstance(at, int) and value.batch and not value.graph:
+                row.batch = value.batch | self.taken_row(value, at)
+            return row
+        if kind is Module:
+            if at is not None and value.items:
+                return value.items[int(at) % len(value.items)]
+            if isinstance(index, str) and index in value.attrs:
+                return value.attrs[index]
+            return Module(value.path, Owner(value.name, value.owner))
+        if kind is Instance:
+            getter = self.member(value.cls, "__getitem__")
+            if type(getter) is Closure and not value.cls.dataset:
+                return self.invoke(
+                    Closure(getter.function, getter.scope, value, defaults=getter.defaults), [index], {}, span
+                )
+            return self.opaque(f"{value.key}[]", "<item>", batch=frozenset((0,)) if value.cls.dataset else frozenset())
+        if kind is v.Bound and value.name == "shape":
+            size = getattr(value.owner, "size", None)
+            return size if size is not None and index == 0 else self.number("shape", "size")
+        if kind is v.Dataset:
+            return self.opaque("dataset[]", "<item>", batch=frozenset((0,)))
+        if kind is Imported:
+            return value
+        return self.opaque(f"{self.key(value)}[]", "<item>")
+
+    def note_part(self, number: int, value: Value, lower: Any, upper: Any, whole: Any) -> None:
+        """Remember that the data `number` are a part of `value`."""
+        source, _ = self.sources.setdefault(id(value), (len(self.sources), value))
+        if not any(isinstance(one, (int, float, Fraction)) and one < 0 for one in (lower, upper)):
+            self.run.parts[number] = Part(source, lower, upper, whole)
+
+    def bound(self, value: Value, default: Any) -> Any:
+        """A bound of a slice: a number, or the key of an unknown one."""
+        if value is None:
+            return default
+        number = numeric(value)
+        return number if number is not None else self.key(value)
+
+    def taken_row(self, value: Tensor, at: Any) -> frozenset[int]:
+        """The number of one row that is taken by its index: the same one each time."""
+        source, _ = self.sources.setdefault(id(value), (len(self.sources), value))
+        number = self.taken.setdefault((source, at), TAKEN - len(self.taken))
+        self.note_part(number, value, at, at + 1, numeric(value.size))
+        return frozenset((number,))
+
+    def dict_key(self, index: Value) -> Any:
+        """What a value counts as when it is the key of a dict: the same object is the same key."""
+        if isinstance(index, (str, int, float, bool, tuple)) or index is None:
+            return index
+        if type(index) is Num:
+            return index.v
+        if type(index) is Param:
+            return self.parameters.setdefault(index.owner, index)
+        return index if type(index) is Opaque else f"<{self.key(index)}>"
+
+    def store_item(self, base: Value, index: Value, value: Value, span: Span) -> None:
+        if isinstance(base, dict):
+            key = self.dict_key(index)
+            try:
+                base[self.key(key) if type(key) is Opaque else key] = value
+            except TypeError:
+                return
+            self.watch_kept(span, value, list(base.values()))
+        elif isinstance(base, list):
+            at = numeric(index)
+            if at is not None and base and -len(base) <= at < len(base):
+                base[int(at)] = value
+            elif at is not None and len(base) < 64:
+                base.append(value)
+            self.watch_kept(span, value, base)
+        elif type(base) in (Opaque, Instance):
+            base.attrs[f"[{self.key(index)}]"] = value
+
+    def list_method(self, owner: list[Value], name: str, args: list[Value], expr: p.Call, frame: Frame) -> Value:
+        span = expr.span
+        if name == "append" and args:
+            if len(owner) < 400:
+                owner.append(args[0])
+            target = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
+            self.watch_kept(span, args[0], owner, target)
+            return None
+        if name == "extend" and args:
+            items = self.listed(args[0])
+            owner.extend(items)
+            self.watch_kept(span, items[:4], owner, text(expr.func.value) if isinstance(expr.func, p.Attr) else "")
+            return None
+        if name == "clear":
+            owner.clear()
+            return None
+        if name == "pop":
+            return owner.pop() if owner else self.opaque("pop", "<item>")
+        if name == "popleft":
+            return owner.pop(0) if owner else self.opaque("pop", "<item>")
+        if name == "insert" and len(args) == 2:
+            owner.insert(0, args[1])
+            return None
+        if name == "copy":
+            return list(owner)
+        if name == "__len__":
+            return len(owner)
+        return self.opaque(f"list.{name}", name)
+
+    def dict_method(
+        self, owner: dict[Any, Value], name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "get" and args:
+            key = self.dict_key(args[0])
+            if type(key) is not Opaque and key in owner:
+                return owner[key]
+            if not owner or type(args[0]) is Param:
+                return args[1] if len(args) > 1 else None
+            if isinstance(args[0], str):
+                return args[1] if len(args) > 1 else None
+            return self.opaque(f"dict.get:{span.row}", "<item>")
+        if name == "setdefault" and args and isinstance(args[0], (str, int)):
+            return owner.setdefault(args[0], args[1] if len(args) > 1 else None)
+        if name == "items":
+            return list(owner.items())
+        if name == "values":
+            return list(owner.values())
+        if name == "keys":
+            return list(owner)
+        if name == "pop" and args and isinstance(args[0], (str, int)):
+            return owner.pop(args[0], args[1] if len(args) > 1 else self.opaque("pop", "<item>"))
+        if name == "update":
+            if args and isinstance(args[0], dict):
+                owner.update(args[0])
+            owner.update(keywords)
+            return None
+        if name == "clear":
+            owner.clear()
+            return None
+        if name == "copy":
+            return dict(owner)
+        return self.opaque(f"dict.{name}", name)

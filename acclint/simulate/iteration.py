@@ -1,0 +1,323 @@
+"""What loops go through, and how many turns are worth running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from acclint import program as p
+from acclint.knowledge import names
+from acclint.program import NOWHERE, Span
+from acclint.simulate import values as v
+from acclint.simulate.gradients import Gradients
+from acclint.simulate.trace import Loop
+from acclint.simulate.values import (
+    Closure,
+    Imported,
+    Instance,
+    Loader,
+    Module,
+    Num,
+    Opaque,
+    Owner,
+    Param,
+    ParamSet,
+    PyRaise,
+    Range,
+    Stream,
+    Tensor,
+    Value,
+    numeric,
+    roots_of,
+)
+
+QUIET_TURNS = 2
+LIST_TURNS = 64
+
+
+class Iteration(Gradients):
+    """Iterators over known and unknown values."""
+
+    def iterate(self, value: Value, loop: Loop, stmt: p.For) -> Iterator[Value]:
+        """The items of one entry into a `for` loop, as many as are worth running."""
+        level, wanted = loop.level, self.wanted_turns(loop.level)
+        if type(value) is Imported:
+            value = self.opaque(value.path, value.path.rpartition(".")[2])
+        if type(value) is Range:
+            return self.iterate_range(value, loop, wanted)
+        if isinstance(value, (list, tuple, dict, set)):
+            loop.kind = "list"
+            loop.known_length = True
+            items = list(value)
+            feeds = any(type(item) is Opaque and item.batch for item in items[:1])
+            loop.fetched = feeds
+            if level == "outer" and len(items) > 4 and not feeds:
+                items = items[:4]
+            return self._last_marked(items[:LIST_TURNS], feeds)
+        if type(value) is Loader:
+            loop.kind = "loader"
+            loop.fetched = True
+            loop.named = True
+            loop.known_length = value.length is not None and not roots_of(value.length)
+            return self.batches_of(value)
+        if type(value) is Stream:
+            loop.kind = "loader" if value.feeds else "other"
+            loop.fetched = value.feeds
+            loop.known_length = value.length is not None and not roots_of(value.length)
+            limit = wanted if level == "outer" else (QUIET_TURNS if level == "quiet" and not value.feeds else 70)
+            if value.endless:
+                limit = 3 * max([self.assignment.k, *self.world.literal_ks]) + 2 if level != "outer" else wanted
+            return self._limited(value.pull, limit, loop, endless=value.endless)
+        if type(value) is ParamSet or type(value) is Param:
+            loop.kind = "list"
+            return iter(self.parameters_of(value))
+        if type(value) in (v.Module, Instance):
+            return self.iterate_object(value, loop, wanted)
+        if isinstance(value, str):
+            return iter([value[:1]])
+        if type(value) is Tensor:
+            loop.kind = "list"
+            count = numeric(value.size)
+            total = int(count) if count is not None and 0 < count <= 32 else wanted
+            return self.rows(value, total)
+        if type(value) is Opaque:
+            return self.iterate_unknown(value, loop, wanted)
+        return iter([self.opaque(f"item:{loop.span.row}", "<item>") for _ in range(min(wanted, QUIET_TURNS))])
+
+    def batches_of(self, loader: Loader) -> Iterator[Value]:
+        """The micro-batches of one pass over a loader."""
+        length = numeric(loader.length)
+        count = int(length) if length is not None else self.world.turns(self.assignment)
+        literal = length is not None and not roots_of(loader.length)
+        if literal and count > 64:
+            k = max([self.assignment.k, *self.world.literal_ks])
+            count = 2 * k + count % k
+        for turn in range(count):
+            self.batches += 1
+            self.last_batch = turn + 1 == count
+            item = self.opaque(f"item({loader.key})", "batch", batch=frozenset((self.batches,)))
+            if loader.batch_size is not None:
+                item.attrs["<size>"] = (loader.batch_size, loader.batch_span)
+            yield item
+
+    def iterate_object(self, value: Value, loop: Loop, wanted: int) -> Iterator[Value]:
+        if type(value) is Module:
+            return iter(value.items or [Module(value.path, Owner(value.name, value.owner))])
+        maker = self.member(value.cls, "__iter__")
+        if type(maker) is Closure:
+            result = self.invoke(
+                Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, loop.span
+            )
+            if type(result) is Stream or isinstance(result, list):
+                loop.kind = "loader"
+                loop.fetched = True
+                if isinstance(result, list):
+                    return iter(result)
+                return self._limited(
+                    result.pull, 3 * self.world.turns(self.assignment) if result.length else wanted, loop
+                )
+        loop.kind = "loader" if names.is_loader_name(value.name) or value.cls.dataset else "other"
+        loop.fetched = True
+        count = wanted if loop.level != "quiet" else 2
+        return self.batches_of(Loader(value.key, count))
+
+    def stream(self, value: Value, span: Span) -> Stream:
+        """An iterator over a value."""
+        if type(value) is Imported:
+            value = self.opaque(value.path, value.path.rpartition(".")[2])
+        kind = type(value)
+        if kind is Stream:
+            return value  # type: ignore[no-any-return]
+        if kind is Loader:
+            return Stream(self.batches_of(value), value.length, True, value)
+        if isinstance(value, (list, tuple, dict, set, str)):
+            items = list(value)
+            feeds = bool(items) and bool(self.batch_of(items[0]))
+            return Stream(iter(items), len(items), feeds)
+        if kind is Range:
+            items = self.listed(value)
+            return Stream(iter(items), len(items))
+        if kind in (ParamSet, Param):
+            return Stream(iter(self.parameters_of(value)))
+        if kind is Opaque and not value.graph:
+            if value.batch:
+                return Stream(iter([self.item_of(value) for _ in range(self.assignment.k)]), None, False)
+            value.hint = value.hint or ("loader" if names.is_loader_name(value.name) else "")
+            length = self.number(f"len({value.key})", "length", "length")
+            return Stream(self.batches_of(Loader(value.key, length)), length, True)
+        if kind is Instance:
+            maker = self.member(value.cls, "__iter__")
+            if type(maker) is Closure:
+                result = self.invoke(Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, span)
+                if result is not value:
+                    return self.stream(result, span)
+            length = self.number(f"len({value.key})", "length", "length")
+            return Stream(self.batches_of(Loader(value.key, length)), length, True)
+        if kind is Tensor:
+            size = numeric(value.size)
+            count = int(size) if size is not None and 0 < size <= 64 else 2
+            return Stream(self.rows(value, count), count)
+        if kind is Module:
+            return Stream(iter(value.items))
+        return Stream(iter([self.opaque(f"item:{span.row}", "<item>")]))
+
+    def pull(self, stream: Stream, rest: list[Value]) -> Value:
+        try:
+            return next(stream.pull)
+        except StopIteration:
+            if rest:
+                return rest[0]
+            raise PyRaise("StopIteration") from None
+
+    def _limited(self, pull: Iterator[Value], limit: int, loop: Loop, endless: bool = False) -> Iterator[Value]:
+        for turn, item in enumerate(pull):
+            if turn >= limit:
+                loop.cut = True
+                return
+            yield item
+        loop.cut = endless
+
+    def _last_marked(self, items: list[Value], feeds: bool) -> Iterator[Value]:
+        for i, item in enumerate(items):
+            if feeds:
+                self.last_batch = i + 1 == len(items)
+            yield item
+
+    def iterate_unknown(self, value: Opaque, loop: Loop, wanted: int) -> Iterator[Value]:
+        loaderish = names.is_loader_name(value.name) or value.hint == "loader"
+        if loop.level in ("micro", "window") and (loaderish or loop.level == "micro") and not value.graph:
+            loop.kind = "loader" if loaderish else "other"
+            loop.fetched = True
+            loop.named = loaderish
+            value.hint = "loader"
+            wants = wanted if loop.level == "micro" or not loaderish else self.world.turns(self.assignment)
+            if loop.level == "window" and loaderish:
+                # A whole pass over a loader before the update.
+                wants = self.world.turns(self.assignment)
+            length = self.number(f"len({value.key})", "length", "length" if loop.level == "micro" or loaderish else "")
+            return self.batches_of(Loader(value.key, length if wants == length.v else wants))
+        loop.kind = "other"
+        loop.fetched = bool(value.batch) or not value.graph
+        count = wanted
+        if loop.level == "quiet" and loaderish and not value.graph and not value.batch:
+            loop.kind, loop.named = "loader", True
+            return self.batches_of(Loader(value.key, QUIET_TURNS))
+        if loop.level == "quiet":
+            count = QUIET_TURNS if loaderish else 1
+        return iter([self.item_of(value) for _ in range(count)])
+
+    def item_of(self, value: Opaque) -> Opaque:
+        return self.opaque(f"item({value.key})", value.name, owners=value.owners, graph=value.graph, batch=value.batch)
+
+    def iterate_range(self, value: Range, loop: Loop, wanted: int) -> Iterator[Value]:
+        loop.kind = "count"
+        loop.count = value.stop
+        start = 0 if roots_of(self.as_number(value.start)) else numeric(self.as_number(value.start))
+        stop_value = self.as_number(value.stop)
+        stop, step = numeric(stop_value), numeric(self.as_number(value.step))
+        if start is None or stop is None or step is None or int(step) == 0:
+            return iter(range(wanted))
+        count = len(range(int(start), int(stop), int(step)))
+        loop.total = count
+        roots = roots_of(stop_value) | roots_of(value.start) | roots_of(value.step)
+        strided = step != 1 or bool(roots_of(value.step))
+        loop.fetched = strided
+        loop.named = self.is_k(stop_value)
+        loop.known_length = not roots
+        if roots and loop.level != "quiet":
+            role = {"micro": "length", "window": "k", "outer": "epochs"}[loop.level]
+            known_roles = {self.role_of_root(root) for root in roots}
+            fits = count == wanted or (loop.level == "window" and "k" in known_roles and count > 1)
+            if loop.level == "window" and strided:
+                fits = fits or count > 1
+            if loop.level == "outer":
+                fits = 1 < count <= 8
+            if loop.level == "micro" and "length" in known_roles and count <= 70:
+                fits = True
+            if not fits:
+                if strided:
+                    return self._strided(int(start), int(step), wanted)
+                single = next(iter(roots)) if len(roots) == 1 else None
+                if single is not None and type(stop_value) is Num and stop_value.born == NOWHERE:
+                    if self.world.role_of(single, single.rpartition(".")[2]) in ("", "limit", "interval"):
+                        self.world.learn(self.world.roles, single, role)
+                elif type(stop_value) is Num and stop_value.born != NOWHERE:
+                    self.world.learn(self.world.overrides, stop_value.born, role)
+                if loop.level == "window" and single is not None:
+                    loop.count = stop_value
+                    return iter(range(int(start), int(start) + min(count, 24)))
+                cut = min(count, wanted) if count else wanted
+                loop.cut = cut != count
+                return iter(range(int(start), int(start) + cut))
+            return iter(range(int(start), int(stop), int(step)))
+        if loop.level == "quiet":
+            shown = QUIET_TURNS if count > 8 else count
+            loop.cut = shown != count
+            return iter(range(int(start), int(start) + shown * int(step), int(step)))
+        if loop.level == "outer" and count > 8:
+            loop.cut = True
+            return iter(range(int(start), int(start) + wanted * int(step), int(step)))
+        if count > 64:
+            # A literal count: run fewer turns with the same remainder, and end with the true last index.
+            k = max([1, *self.world.literal_ks])
+            fewer = 2 * k + count % k if k > 1 else wanted
+            loop.cut = True
+            last = int(start) + (count - 1) * int(step)
+            head = [int(start) + i * int(step) for i in range(fewer - 1)]
+            return iter([*head, last])
+        return iter(range(int(start), int(stop), int(step)))
+
+    @staticmethod
+    def _strided(start: int, step: int, wanted: int) -> Iterator[Value]:
+        return iter([start + i * step for i in range(wanted)])
+
+    def listed(self, value: Value) -> list[Value]:
+        """The items of a value that a comprehension or a builtin goes through."""
+        if isinstance(value, (list, tuple)):
+            return list(value[:LIST_TURNS])
+        if isinstance(value, dict):
+            return list(value)[:LIST_TURNS]
+        if type(value) is Range:
+            start, stop, step = (numeric(self.as_number(one)) for one in (value.start, value.stop, value.step))
+            if start is None or stop is None or not step:
+                return [0, 1]
+            return list(range(int(start), int(stop), int(step))[:LIST_TURNS])
+        if type(value) is Stream:
+            return self.drain(value, LIST_TURNS)
+        if type(value) in (ParamSet, Param):
+            return self.parameters_of(value)
+        if type(value) is Loader:
+            return list(self.batches_of(value))[:LIST_TURNS]
+        if type(value) is v.Module and value.items:
+            return list(value.items)
+        if type(value) is Opaque:
+            return [self.item_of(value), self.item_of(value)] if value.batch else [self.item_of(value)]
+        if type(value) is Tensor:
+            return [Tensor(value.owners, value.graph, batch=value.batch)]
+        return [self.opaque("item", "<item>")]
+
+    def wanted_turns(self, level: str) -> int:
+        if level == "micro":
+            return self.world.turns(self.assignment)
+        if level == "window":
+            return self.assignment.k
+        if level == "outer":
+            return self.assignment.epochs
+        return QUIET_TURNS
+
+    @staticmethod
+    def row(value: Tensor, known: bool = True) -> Tensor:
+        """One item along the first axis; `known` says that it is one whole item."""
+        made = Tensor(value.owners, value.graph, batch=value.batch, reduction=value.reduction)
+        if known and value.rest:
+            made.size, made.rest = value.rest[0], value.rest[1:]
+        return made
+
+    def rows(self, value: Tensor, count: int) -> Iterator[Tensor]:
+        """The items along the first axis, in turn: data of their own, if they are data."""
+        for _ in range(count):
+            made = self.row(value)
+            if not value.graph:
+                part = self.made_up()
+                self.run.cuts |= part
+                made.batch = value.batch | part
+            yield made

@@ -1,0 +1,350 @@
+"""Losses as weighted sums of loss terms: what makes one, arithmetic on them, and where they are kept."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from acclint import program as p
+from acclint.knowledge import names
+from acclint.program import NOWHERE, Span
+from acclint.simulate.core import Frame
+from acclint.simulate.ownership import Ownership
+from acclint.simulate.values import NOBODY, Maybe, Num, Opaque, Owner, Owners, Tensor, Term, Value, numeric, roots_of
+
+
+class Losses(Ownership):
+    """The values of losses and what happens to them before and after backward."""
+
+    def promote_loss(self, value: Value) -> bool:
+        """Whether an unknown value is a loss by its name; from then on it carries a graph."""
+        if type(value) is not Opaque or value.batch or value.hint == "number" or not self.grad_enabled:
+            return False
+        if value.graph:
+            return True
+        if not names.is_loss_name(value.name) or value.owner is not None or value.key in self.numbers:
+            return False
+        value.owners = frozenset((Owner(value.name),))
+        value.graph = True
+        return True
+
+    def is_loss_like(self, value: Opaque) -> bool:
+        """Whether an unknown result with a graph is said to be a loss: by the name of what made it."""
+        return value.hint in ("output", "criterion") or "<loss>" in value.attrs
+
+    def has_terms(self, value: Value) -> bool:
+        if type(value) is Tensor:
+            return value.terms is not None
+        return "<loss>" in value.attrs
+
+    def new_term(
+        self, owners: Owners, reduction: str, why: str, span: Span, data: frozenset[int] = frozenset()
+    ) -> Term:
+        term = Term(len(self.run.terms), span, (*self.path, span), owners, reduction, why, self.turns_now())
+        term.fetch = self.batches
+        term.data = data
+        self.run.terms.append(term)
+        return term
+
+    def loss(
+        self,
+        reduction: str,
+        args: list[Value],
+        span: Span,
+        why: str,
+        extra: Owners = NOBODY,
+    ) -> Value:
+        """The value of a loss function call."""
+        owners = self.graph_owners(args) | extra
+        batch = self.batch_of(args)
+        if not self.grad_enabled or not owners:
+            return Tensor(NOBODY, False, reduction=reduction if reduction == "none" else "", batch=batch)
+        if reduction == "none":
+            return Tensor(owners, True, reduction="none", batch=batch)
+        return Tensor(owners, True, {self.new_term(owners, reduction, why, span, batch): 1}, batch=batch)
+
+    def as_loss(self, value: Value, span: Span = NOWHERE) -> Tensor:
+        """`value` as a weighted sum of loss terms."""
+        if type(value) is Tensor:
+            if value.terms is None:
+                reduction = value.reduction if value.reduction in ("mean", "sum") else "unknown"
+                term = self.new_term(value.owners, reduction, value.name, span, value.batch) if value.graph else None
+                value.terms = {term: 1} if term is not None else {}
+            return value
+        kept = value.attrs.get("<loss>") if type(value) is Opaque else None
+        if type(kept) is Tensor:
+            return kept
+        if type(value) is Opaque:
+            owners = value.owners or frozenset((self.owner_of(value),))
+            # A function that is given the model and not its output may return a plain number.
+            named = value.hint not in ("", "forward") and (value.hint != "criterion" or "<scored>" in value.attrs)
+            why = value.hint if named else value.name
+            reduction = "mean" if value.hint == "output" else "unknown"
+            made = Tensor(
+                owners,
+                True,
+                {self.new_term(owners, reduction, why, span, value.batch): 1},
+                name=value.name,
+                batch=value.batch,
+            )
+            value.attrs["<loss>"] = made
+            return made
+        return Tensor(NOBODY, False, {})
+
+    def scaled(
+        self, value: Tensor, factor: Any, divisor: tuple[Any, bool, Span] | None = None, sure: bool = True
+    ) -> Tensor:
+        terms = {term: weight * factor for term, weight in (value.terms or {}).items()}
+        divisors = value.divisors if divisor is None else (*value.divisors, divisor)
+        return Tensor(
+            value.owners,
+            value.graph,
+            terms,
+            reduction=value.reduction,
+            name=value.name,
+            batch=value.batch,
+            sure=value.sure and sure,
+            divisors=divisors,
+        )
+
+    def tensor_binary(self, op: str, left: Value, right: Value, span: Span, augmented: bool) -> Value:
+        """Arithmetic where a side is a tensor or carries a graph."""
+        lgraph = type(left) in (Tensor, Opaque) and left.graph
+        rgraph = type(right) in (Tensor, Opaque) and right.graph
+        batch = self.batch_of(left) | self.batch_of(right)
+        if not self.grad_enabled:
+            # The result has no graph; a tensor changed in place keeps the one it has.
+            if augmented and lgraph:
+                return left
+            return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
+        if not lgraph and not rgraph:
+            if op == "/" and numeric(right) is not None and type(left) is Tensor:
+                return Tensor(batch=batch, size=left.size, divisors=((numeric(right), self.is_k(right), span),))
+            return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
+        if lgraph and rgraph:
+            owners = left.owners | right.owners
+            has_terms = any(
+                self.has_terms(one) or (type(one) is Opaque and self.is_loss_like(one)) for one in (left, right)
+            )
+            if op in ("+", "-") and has_terms:
+                a, b = self.as_loss(left, span), self.as_loss(right, span)
+                terms = dict(a.terms or {})
+                for term, weight in (b.terms or {}).items():
+                    terms[term] = terms.get(term, 0) + (weight if op == "+" else -weight)
+                return Tensor(
+                    owners,
+                    True,
+                    terms,
+                    batch=batch,
+                    sure=a.sure and b.sure,
+                    divisors=a.divisors + b.divisors,
+                    name=a.name,
+                )
+            return Tensor(
+                owners, True, reduction="none" if "none" in (self._red(left), self._red(right)) else "", batch=batch
+            )
+        value, other = (left, right) if lgraph else (right, left)
+        if op in ("+", "-"):
+            if type(value) is Opaque:
+                return value if not augmented else self.as_loss(value, span)
+            return value if op == "+" or lgraph else self.scaled(self.as_loss(value, span), -1)
+        per_sample = self._red(value) == "none"
+        if op == "/" and lgraph:
+            return self.divided(value, other, span, per_sample)
+        if op == "*":
+            return self.multiplied(value, other, span, per_sample)
+        return Tensor(value.owners, True, batch=batch, reduction="none" if per_sample else "")
+
+    @staticmethod
+    def _red(value: Value) -> str:
+        return value.reduction if type(value) is Tensor else ""
+
+    def divided(self, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
+        """A loss divided by something: by a number, by a count of its own data (a mean), by something unknown."""
+        if per_sample:
+            return value
+        if self.is_data(other) or (
+            type(other) is Num and "batch" in {self.role_of_root(root) for root in roots_of(other)}
+        ):
+            loss = self.as_loss(value, span)
+            own = type(other) is Num or other.batch <= loss.batch or not loss.batch
+            if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
+                return Tensor(
+                    loss.owners,
+                    True,
+                    {self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): 1},
+                    batch=loss.batch,
+                )
+            if type(other) is Num:
+                return self.scaled(loss, Fraction(1, int(other.v)) if other.v else 1, (other.v, False, span))
+            return self.scaled(loss, 1, (0, False, span), sure=False)
+        number = self.as_number(other)
+        if number is None:
+            return self.scaled(self.as_loss(value, span), 1, (0, False, span), sure=False)
+        amount = numeric(number)
+        named = self.is_k(number) or span in self.world.k_divisions
+        if not amount:
+            return self.as_loss(value, span)
+        loss = self.as_loss(value, span)
+        factor = Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount
+        known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number)) or named
+        return self.scaled(loss, factor, (amount, named, span), sure=known)
+
+    def multiplied(self, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
+        if per_sample:
+            return value
+        loss = self.as_loss(value, span)
+        if self.is_data(other) or type(other) in (Tensor, Maybe):
+            return self.scaled(loss, 1, sure=False)
+        number = self.as_number(other)
+        amount = numeric(number) if number is not None else None
+        if amount is None:
+            return self.scaled(loss, 1, sure=False)
+        roles = {self.role_of_root(root) for root in roots_of(number)}
+        if roles and roles <= {"", "interval"}:
+            # A weight of the term (lambda): part of the loss, not of the window's arithmetic.
+            return self.scaled(loss, 1)
+        if "batch" in roles or "length" in roles:
+            return self.scaled(loss, 1, sure=False)
+        if isinstance(amount, (int, float, Fraction)) and amount and -1 < amount < 1 and roles & {"k", "over k"}:
+            return self.scaled(loss, amount, (1 / amount, True, span))
+        return self.scaled(loss, amount)
+
+    def reduced(self, owner: Tensor, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        """`.mean()` and `.sum()`."""
+        if owner.reduction == "stack" and owner.terms:
+            count = numeric(owner.size) or 1
+            return self.scaled(owner, Fraction(1, int(count)) if name == "mean" else 1)
+        if owner.terms is not None:
+            return owner
+        if not owner.graph:
+            return Tensor(batch=owner.batch)
+        axis = args[0] if args else keywords.get("dim", keywords.get("axis"))
+        if axis is not None:
+            if owner.reduction == "":
+                return Tensor(owner.owners, True, batch=owner.batch, reduction="none")
+            return owner
+        term = self.new_term(owner.owners, name, f".{name}()", span, owner.batch)
+        return Tensor(owner.owners, True, {term: 1}, batch=owner.batch)
+
+    def fresh(self, value: Value, owners: Owners, batch: frozenset[int], span: Span, size: Value) -> Value:
+        """A forward pass's result with terms of its own, owned by the module that was called."""
+        if isinstance(value, tuple) and not (value and isinstance(value[0], str)):
+            return tuple(self.fresh(one, owners, batch, span, size) for one in value)
+        if isinstance(value, dict):
+            return {name: self.fresh(one, owners, batch, span, size) for name, one in value.items()}
+        if isinstance(value, list):
+            return [self.fresh(one, owners, batch, span, size) for one in value]
+        if not self.grad_enabled or not owners:
+            return Tensor(batch=batch, size=size) if type(value) in (Tensor, Opaque) or value is None else value
+        if type(value) is Tensor:
+            if not value.graph:
+                if value.batch:
+                    return Tensor(owners, True, reduction=value.reduction, batch=batch, size=size)
+                return value
+            made = Tensor(owners, True, None, size, value.reduction, value.name, batch, value.sure, value.divisors)
+            if value.terms is not None:
+                made.terms = {
+                    self.new_term(owners, term.reduction, term.why, span, batch): weight
+                    for term, weight in value.terms.items()
+                }
+            return made
+        if value is None or isinstance(value, (int, float, str, bool)):
+            if value is None:
+                return self.opaque(f"forward:{span.row}", "outputs", owners=owners, graph=True, batch=batch)
+            return value
+        if type(value) is Opaque:
+            made_opaque = self.opaque(value.key, value.name, owners=owners, graph=True, batch=batch)
+            made_opaque.hint = value.hint
+            return made_opaque
+        return value
+
+    def watch_division(self, stmt: p.Stmt, value: Value, frame: Frame) -> None:
+        """`loss = loss / k` after backward, in whatever form: a variable gets a smaller share of what it held."""
+        target = stmt.target if isinstance(stmt, p.Augment) else None
+        if isinstance(stmt, p.Assign) and len(stmt.targets) == 1:
+            target = stmt.targets[0]
+        if type(value) is not Tensor or not value.divisors or not value.terms or target is None:
+            return
+        held = self.held(target, frame)
+        if type(held) is Opaque:
+            held = held.attrs.get("<loss>")
+        if type(held) is not Tensor or held.terms is None or held.terms.keys() != value.terms.keys():
+            return
+        if len(value.divisors) > len(held.divisors) and all(term.sent for term in value.terms):
+            self.event("late division", stmt.span, divisor=value.divisors[-1], terms=tuple(value.terms))
+
+    def held(self, target: p.Expr, frame: Frame) -> Value:
+        """What a variable, an attribute or an item of a variable holds now; None if nothing is known of it."""
+        if isinstance(target, p.Name):
+            return frame.outer.get(target.id, frame).vars.get(target.id)
+        if isinstance(target, (p.Attr, p.Index)) and isinstance(target.value, p.Name):
+            base = self.lookup(target.value.id, frame)
+            if isinstance(target, p.Attr):
+                return getattr(base, "attrs", {}).get(target.name)
+            if isinstance(base, dict) and isinstance(target.index, p.Const):
+                return base.get(target.index.value)
+        return None
+
+    def watch_growth(self, span: Span, target: str, value: Tensor) -> None:
+        """A tensor with a graph that holds loss terms of several iterations."""
+        if not value.graph or not value.terms or len(value.terms) < 2:
+            return
+        sites: dict[tuple[Span, ...], int] = {}
+        for term in value.terms:
+            sites[term.site] = sites.get(term.site, 0) + 1
+        if max(sites.values()) > 1:
+            evaluating = all(self.in_evaluation(term.owners) for term in value.terms)
+            size = max(sites.values())
+            self.event("keep", span, target=target, terms=tuple(value.terms), size=size, evaluating=evaluating)
+
+    def watch_kept(
+        self, span: Span, value: Value, holder: list[Value], target: str = "", *, plain: bool = True
+    ) -> None:
+        """A tensor with a graph is put into a container."""
+        new = [one for one in _leaves(value) if type(one) in (Tensor, Opaque) and one.graph]
+        for one in new:
+            if type(one) is Opaque and self.is_loss_like(one):
+                self.as_loss(one, span)
+            elif plain and one.batch and (type(one) is Tensor or one.hint == "forward") and not self.has_terms(one):
+                kept_term = Term(-1, span, (*self.path, span), one.owners, "output", "", self.turns_now())
+                self.outputs[id(one)] = (one, kept_term)
+        if not new:
+            return
+        kept: list[Term] = []
+        outputs: list[tuple[Value, Term]] = []
+        for one in holder[-64:]:
+            for inner in _leaves(one):
+                if type(inner) is Tensor and inner.graph and inner.terms:
+                    kept += list(inner.terms)
+                elif type(inner) is Opaque and inner.graph and type(inner.attrs.get("<loss>")) is Tensor:
+                    kept += list(inner.attrs["<loss>"].terms or ())
+                elif id(inner) in self.outputs:
+                    outputs.append(self.outputs[id(inner)])
+        sites: dict[tuple[Span, ...], int] = {}
+        for term in kept:
+            sites[term.site] = sites.get(term.site, 0) + 1
+        if sites and max(sites.values()) > 1:
+            evaluating = all(self.in_evaluation(term.owners) for term in kept)
+            size = max(sites.values())
+            self.event("keep", span, target=target, terms=tuple(kept), size=size, evaluating=evaluating)
+        same = [(one, term) for one, term in outputs if term.span == span]
+        if len(same) > 1:
+            self.event(
+                "keep output",
+                span,
+                target=target,
+                terms=tuple(term for _, term in same),
+                batches=tuple(one.batch for one, _ in same),
+                evaluating=all(self.in_evaluation(one.owners) for one, _ in same),
+                known=all(type(one) is Tensor for one, _ in same),
+            )
+
+
+def _leaves(value: Value, depth: int = 0) -> list[Value]:
+    """What a record (a pair, a small dict) holds."""
+    if isinstance(value, (list, tuple)) and depth < 2:
+        return [inner for one in value[:16] for inner in _leaves(one, depth + 1)]
+    if isinstance(value, dict) and depth < 2:
+        return [inner for one in list(value.values())[:16] for inner in _leaves(one, depth + 1)]
+    return [value]

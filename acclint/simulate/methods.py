@@ -1,0 +1,99 @@
+"""Methods of known values, by kind."""
+
+from __future__ import annotations
+
+from acclint import program as p
+from acclint.knowledge import schedulers
+from acclint.simulate import values as v
+from acclint.simulate.core import Frame
+from acclint.simulate.unknown import Unknown
+from acclint.simulate.values import Instance, Loader, Module, Param, ParamSet, Stream, Tensor, Value, numeric
+from acclint.simulate.vocabulary import SAME
+
+
+class Methods(Unknown):
+    """The choice of who handles a method."""
+
+    def method(
+        self,
+        owner: Value,
+        name: str,
+        args: list[Value],
+        keywords: dict[str, Value],
+        expr: p.Call,
+        frame: Frame,
+    ) -> Value:
+        kind = type(owner)
+        span = expr.span
+        if kind is Tensor:
+            return self.tensor_method(owner, name, args, keywords, span)
+        if kind is v.Optimizer:
+            return self.optimizer_method(owner, name, args, keywords, span)
+        if kind is v.Scheduler:
+            if name in ("step", "step_update"):
+                known = schedulers.scheduler_kind(owner.kind)
+                absolute = name == "step_update" or (bool(args) and known is not None and known.cadence != "metric")
+                self.schedule(owner, args, span, absolute)
+                return None
+            return self.opaque(f"{owner.name}.{name}()", "lr")
+        if kind is Module or kind is Instance:
+            return self.module_method(owner, name, args, keywords, expr, frame)
+        if kind is v.Scaler:
+            return self.scaler_method(owner, name, args, keywords, span)
+        if kind is v.Accelerator:
+            return self.accelerator_method(owner, name, args, keywords, span)
+        if kind is v.Fabric:
+            if name == "backward" and args:
+                self.backward(args[0], span, via="fabric")
+                return None
+            if name.startswith("setup") and args:
+                return args[0] if len(args) == 1 else tuple(args)
+            if name == "clip_gradients":
+                self.event("clip", span)
+            return self.opaque(f"fabric.{name}()", name)
+        if kind is v.Engine:
+            if name in ("backward", "step", "zero_grad"):
+                self.event("engine", span, name=owner.name)
+                return None
+            if name in ("parameters", "named_parameters"):
+                return ParamSet(frozenset((owner.owner,)), name.startswith("named"))
+            return owner if name in SAME or name == "eval" else self.opaque(f"{owner.name}.{name}()", name)
+        if kind is Param:
+            return self.param_method(owner, name, args, keywords, span)
+        if kind is v.Grad:
+            return self.grad_method(owner, name, args, keywords, span)
+        if kind is v.LossFunction:
+            return owner if name in SAME or name == "eval" else self.loss(owner.reduction, args, span, owner.why)
+        if kind is Loader:
+            if name == "__iter__":
+                return self.stream(owner, span)
+            if name == "__len__":
+                return owner.length
+            return self.opaque(f"{owner.key}.{name}()", name)
+        if kind is Stream:
+            if name == "__next__":
+                return self.pull(owner, [])
+            return owner
+        if isinstance(owner, list):
+            return self.list_method(owner, name, args, expr, frame)
+        if isinstance(owner, dict):
+            return self.dict_method(owner, name, args, keywords, span)
+        if isinstance(owner, tuple):
+            return len(owner) if name == "__len__" else self.opaque(f"tuple.{name}", name)
+        if isinstance(owner, str):
+            return "<text>" if name not in ("split", "splitlines") else ["<text>"]
+        if isinstance(owner, set):
+            if name == "add" and args and isinstance(args[0], (str, int)):
+                owner.add(args[0])
+            return None
+        if kind is v.Bound and owner.name == "<super>" and type(owner.owner) is Instance:
+            return self.super_method(owner.owner, name, args, keywords, expr, frame)
+        if kind is v.Bound:
+            return self.opaque(f"{owner.name}.{name}()", name)
+        if numeric(owner) is not None:
+            return (
+                owner
+                if name in ("item", "detach", "to", "cpu", "cuda", "float", "clone", "view", "double")
+                else self.opaque(f"number.{name}", name)
+            )
+        return self.opaque(f"{self.key(owner)}.{name}()", name)

@@ -1,0 +1,199 @@
+"""Binary operators and comparisons."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from acclint import program as p
+from acclint.program import Span
+from acclint.simulate import values as v
+from acclint.simulate.iteration import LIST_TURNS
+from acclint.simulate.scan import text
+from acclint.simulate.tensors import Tensors
+from acclint.simulate.values import NO_ROOTS, Maybe, Num, Opaque, Param, ParamSet, Tensor, Value, numeric, roots_of
+
+_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "**": operator.pow,
+    "<<": operator.lshift,
+    ">>": operator.rshift,
+    "&": operator.and_,
+    "|": operator.or_,
+    "^": operator.xor,
+}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+OVER_K = frozenset(("over k",))
+
+
+class Operators(Tensors):
+    """Arithmetic on numbers, and the choice of who handles other values."""
+
+    def binary(self, op: str, left: Value, right: Value, span: Span, augmented: bool = False) -> Value:
+        a, b = numeric(left), numeric(right)
+        if a is not None and b is not None:
+            return self.arithmetic(op, left, right, a, b, span)
+        lt, rt = type(left), type(right)
+        if op in ("/", "*") and (b is not None or a is not None):
+            self.promote_loss(left if b is not None else right)
+        if not augmented and Param in (lt, rt) and (lt in (Tensor, Opaque) or rt in (Tensor, Opaque)):
+            # A leaf parameter in a formula.
+            left = self.leaf(left) if lt is Param else left
+            right = self.leaf(right) if rt is Param else right
+            lt, rt = type(left), type(right)
+        if op in ("+", "-") and (lt is v.Grad or rt is v.Grad) and (lt is Tensor or rt is Tensor):
+            return self.grad_binary(op, left, right, span)
+        if lt is Tensor or rt is Tensor or (lt is Opaque and left.graph) or (rt is Opaque and right.graph):
+            return self.tensor_binary(op, left, right, span, augmented)
+        if lt is v.Grad or rt is v.Grad or lt is v.Delta or rt is v.Delta or lt is Param or rt is Param:
+            return self.grad_binary(op, left, right, span)
+        if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and op == "+":
+            return list(left) + list(right) if isinstance(left, list) else tuple(left) + tuple(right)
+        if isinstance(left, (list, tuple)) and op == "*" and b is not None:
+            return (list(left) * min(int(b), LIST_TURNS))[:LIST_TURNS]
+        if isinstance(left, str) or isinstance(right, str):
+            return left + right if isinstance(left, str) and isinstance(right, str) and op == "+" else "<text>"
+        if isinstance(left, dict) and isinstance(right, dict) and op == "|":
+            return {**left, **right}
+        if (
+            lt is ParamSet
+            or rt is ParamSet
+            or (isinstance(left, list) and op == "+")
+            or (isinstance(right, list) and op == "+")
+        ):
+            return ParamSet(self.owners_of(left) | self.owners_of(right))
+        data = self.is_data(left) or self.is_data(right)
+        if not data:
+            x, y = self.as_number(left), self.as_number(right)
+            if x is not None and y is not None:
+                return self.arithmetic(op, x, y, numeric(x), numeric(y), span)
+        if lt is Opaque or rt is Opaque:
+            key = f"({self.key(left)} {op} {self.key(right)})"
+            return self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
+        return self.opaque(f"value:{span.row}:{span.column}", "<value>")
+
+    def arithmetic(self, op: str, left: Value, right: Value, a: Any, b: Any, span: Span) -> Value:
+        try:
+            if op == "/":
+                if span in self.world.k_divisions and not roots_of(left) and not roots_of(right) and b not in (0, 1):
+                    return Num(a / b if isinstance(a, float) else Fraction(a) / Fraction(b), OVER_K, span)
+                result: Any = (
+                    Fraction(a, b) if isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction)) else a / b
+                )
+            else:
+                if op == "**" and (abs(a) > 1e6 or abs(b) > 64):
+                    return self.opaque(f"value:{span.row}:{span.column}", "<value>")
+                result = _ARITHMETIC[op](a, b)
+        except (ZeroDivisionError, TypeError, ValueError, OverflowError, KeyError):
+            return self.opaque(f"value:{span.row}:{span.column}", "<value>")
+        if op == "%":
+            made = self.derived(result, span, left, right)
+            if type(made) is Num:
+                return Num(made.v, made.roots, made.born, (b, roots_of(right), left))
+            return Num(result, NO_ROOTS, span, (b, roots_of(right), left))
+        if op == "*" and self.world.overrides.get(span) == "length":
+            # A number of micro-batches that is a product with k is a multiple of k.
+            k = next((n for n, one in ((a, left), (b, right)) if self.is_k(one) or n in self.world.literal_ks), None)
+            if isinstance(k, int) and k > 1:
+                return Num(3 * k, roots_of(left) | roots_of(right), span)
+        made = self.derived(result, span, left, right)
+        modulus = modulus_of(left) or modulus_of(right)
+        if modulus is not None:
+            return Num(numeric(made), roots_of(made), span, modulus)
+        return made
+
+    def compare(self, op: str, left: Value, right: Value, expr: p.Compare) -> Value:
+        if op in ("is", "is not"):
+            same = self.identical(left, right)
+            if same is None:
+                key = f"{self.key(left)} is {self.key(right)}"
+                return Maybe(key, op == "is not", expr.span)
+            return same if op == "is" else not same
+        if op in ("in", "not in"):
+            if isinstance(right, dict) and type(left) is Param:
+                left = self.dict_key(left)
+            if isinstance(right, (list, tuple, set, dict, str)) and isinstance(
+                left, (str, int, float, bool, type(None), Param)
+            ):
+                try:
+                    found = left in right
+                except TypeError:
+                    found = False
+                return found if op == "in" else not found
+            return Maybe(f"{self.key(left)} in {self.key(right)}", op == "not in", expr.span)
+        if self.is_data(left) or self.is_data(right):
+            batch = self.batch_of(left) | self.batch_of(right)
+            return self.opaque(text(expr), "<mask>", batch=batch)
+        a, b = numeric(left), numeric(right)
+        if (a is None) != (b is None):
+            other = left if a is None else right
+            if (
+                type(other) is Opaque
+                and not other.graph
+                and not other.batch
+                and not isinstance(a if b is None else b, bool)
+            ):
+                made = self.number(other.key, other.name)
+                a, b = (made.v, b) if a is None else (a, made.v)
+                left, right = (made, right) if other is left else (left, made)
+        elif type(left) is Opaque and type(right) is Opaque and op not in ("==", "!="):
+            left, right = self.number(left.key, left.name), self.number(right.key, right.name)
+            a, b = left.v, right.v
+        if a is not None and b is not None:
+            self.compared[expr.span] = (left, right)
+            outcome = _COMPARE[op](a, b)
+            modulus = modulus_of(left) or modulus_of(right)
+            roots = roots_of(left) | roots_of(right)
+            if modulus is not None:
+                return Num(outcome, roots, expr.span, modulus)
+            if self.is_k(left) or self.is_k(right):
+                # A counter against k.
+                k, said, counter = (left, expr.left, right) if self.is_k(left) else (right, expr.rights[-1], left)
+                less = isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1"
+                period = numeric(k) + 1 if less else numeric(k)  # A counter from 0 is compared with k - 1.
+                return Num(outcome, roots, expr.span, (period, roots_of(k), counter))
+            return Num(outcome, roots, expr.span) if roots else outcome
+        if isinstance(left, (str, bool, type(None), tuple, list)) and isinstance(
+            right, (str, bool, type(None), tuple, list)
+        ):
+            if "<text>" in (left, right):
+                return Maybe(f"{text(expr)}", False, expr.span)
+            return (left == right) if op == "==" else (left != right) if op == "!=" else Maybe(text(expr))
+        negated = op == "!="
+        return Maybe(f"{self.key(left)} {'==' if negated else op} {self.key(right)}", negated, expr.span)
+
+    def identical(self, left: Value, right: Value) -> bool | None:
+        """Whether two values are the same object, None if unknown."""
+        for one, other in ((left, right), (right, left)):
+            if other is None:
+                if one is None:
+                    return True
+                if type(one) is Opaque and self.world.is_accumulation(one.name):
+                    return False
+                if type(one) in (Opaque, Maybe):
+                    if type(one) is Opaque and (one.graph or one.owners or one.batch or one.hint):
+                        return False
+                    return None
+                return False
+        if isinstance(left, (bool, int, str)) and isinstance(right, (bool, int, str)):
+            return left == right
+        if type(left) is Opaque or type(right) is Opaque:
+            return None
+        return left is right
+
+
+def modulus_of(value: Value) -> v.Remainder | None:
+    return value.modulus if type(value) is Num else None

@@ -1,0 +1,470 @@
+"""Execution of statements: control flow, loops, contexts, definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from acclint import program as p
+from acclint.program import Span
+from acclint.simulate import values as v
+from acclint.simulate.conditions import ends_in_jump
+from acclint.simulate.core import Frame
+from acclint.simulate.expressions import Expressions
+from acclint.simulate.iteration import LIST_TURNS, QUIET_TURNS
+from acclint.simulate.scan import text
+from acclint.simulate.trace import Guard, Loop
+from acclint.simulate.values import (
+    ClassValue,
+    Closure,
+    Imported,
+    Instance,
+    Opaque,
+    Param,
+    ParamSet,
+    PyRaise,
+    Tensor,
+    Value,
+)
+from acclint.simulate.world import Stop
+
+BREAK, CONTINUE, RETURN = "break", "continue", "return"
+
+
+class Statements(Expressions):
+    """The statements of the small program."""
+
+    def block(self, body: tuple[p.Stmt, ...], frame: Frame) -> str | None:
+        depth = len(self.guards)
+        try:
+            for stmt in body:
+                signal = self.statement(stmt, frame)
+                if signal is not None:
+                    return signal
+            return None
+        finally:
+            del self.guards[depth:]
+
+    def statement(self, stmt: p.Stmt, frame: Frame) -> str | None:
+        self.budget -= 1
+        if self.budget < 0:
+            raise Stop("the loop is too large to be run in the abstract")
+        return _STATEMENTS[type(stmt)](self, stmt, frame)
+
+    def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
+        value = self.eval(stmt.value, frame)
+        if type(value) is Tensor or type(value) is Opaque:
+            self.watch_division(stmt, value, frame)
+        for target in stmt.targets:
+            self.assign(target, value, frame)
+            if type(value) is Tensor:
+                self.watch_growth(stmt.span, text(target), value)
+
+    def do_augment(self, stmt: p.Augment, frame: Frame) -> None:
+        target = stmt.target
+        if type(target) is p.Attr and target.name in ("grad", "data"):
+            base = self.eval(target.value, frame)
+            if self.augment_gradient(base, target.name, stmt.op, self.eval(stmt.value, frame), stmt.span):
+                return
+        old = self.eval(target, frame)
+        new = self.eval(stmt.value, frame)
+        if type(old) is Param and self.augment_parameter(old, stmt.op, new, stmt.span):
+            return
+        if type(old) is v.Grad and not old.shared and stmt.op in ("+", "-", "*", "/"):
+            changed = self.binary(stmt.op, old, new, stmt.span, augmented=True)
+            if type(changed) is v.Grad:
+                # In place: every name and container sees it.
+                old.row, old.read, old.added = changed.row, changed.read, changed.added
+                self.assign(target, old, frame)
+                return
+        if isinstance(old, list) and stmt.op == "+":
+            if isinstance(new, (list, tuple)):
+                old.extend(new[:LIST_TURNS])
+                self.watch_kept(stmt.span, new[:4], old, text(target))
+            return
+        value = self.binary(stmt.op, old, new, stmt.span, augmented=True)
+        if type(value) is Tensor:
+            self.watch_division(stmt, value, frame)
+        self.assign(target, value, frame)
+        if type(value) is Tensor:
+            self.watch_growth(stmt.span, text(target), value)
+
+    def do_expression(self, stmt: p.Do, frame: Frame) -> None:
+        self.eval(stmt.value, frame)
+
+    def do_if(self, stmt: p.If, frame: Frame) -> str | None:
+        outcome, guard = self.condition(stmt.test, frame, lambda: self.desired(stmt), stmt)
+        taken, other = (stmt.body, stmt.orelse) if outcome else (stmt.orelse, stmt.body)
+        guard.outcome = outcome
+        if guard.modulus is None and self.loops and not guard.unknown:
+            self.threshold(stmt, guard)
+        if guard.modulus is not None:
+            self.event("test", stmt.test.span, outcome=outcome, modulus=guard.modulus, counter=guard.counter, stmt=stmt)
+        self.guards.append(guard)
+        signal = self.block(taken, frame)
+        self.guards.pop()
+        # `if not boundary: continue` guards the rest of the block.
+        if signal is None and other and ends_in_jump(other):
+            self.guards.append(guard)
+        return signal
+
+    def do_for(self, stmt: p.For, frame: Frame) -> str | None:
+        iterable = self.eval(stmt.iterable, frame)
+        level = self.level(stmt)
+        loop = Loop(stmt.span, self.entries, "other", level)
+        self.entries += 1
+        items = self.iterate(iterable, loop, stmt)
+        loop.target = text(stmt.target)
+        signal = self.turn(loop, stmt, frame, items)
+        if type(iterable) is ParamSet:
+            self.note_frozen(stmt, iterable, frame)
+        return signal
+
+    def note_frozen(self, stmt: p.For, parameters: ParamSet, frame: Frame) -> None:
+        """`for p in net.parameters(): p.requires_grad = False`, without a test: nothing of the net has a gradient."""
+        target = stmt.target.items[-1] if isinstance(stmt.target, p.Sequence) and stmt.target.items else stmt.target
+        if self.scanner.scan(stmt.body).jumps:
+            return
+        for inner in stmt.body:
+            value: Value = None
+            if isinstance(inner, p.Assign) and text(inner.targets[0]) == f"{text(target)}.requires_grad":
+                value = self.eval(inner.value, frame)
+            elif isinstance(inner, p.Do) and text(inner.value) == f"{text(target)}.requires_grad_(False)":
+                value = False
+            if value is False:
+                self.frozen |= parameters.owners
+
+    def turn(self, loop: Loop, stmt: p.For, frame: Frame, items: Iterator[Value]) -> str | None:
+        self.run.loops[loop.span] = loop
+        self.loops.append(loop)
+        self.event("loop", loop.span, loop=loop)
+        signal = None
+        try:
+            while True:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    loop.ended = True
+                    break
+                loop.turns += 1
+                self.assign(stmt.target, item, frame)
+                signal = self.block(stmt.body, frame)
+                loop.turn += 1
+                if signal == BREAK:
+                    signal = None
+                    break
+                if signal == CONTINUE:
+                    signal = None
+                if signal is not None:
+                    break
+            else:
+                pass
+        finally:
+            self.loops.pop()
+            self.last_batch = False
+        self.event("loop end", loop.span, loop=loop)
+        if signal is None and loop.ended and stmt.orelse:
+            return self.block(stmt.orelse, frame)
+        return signal
+
+    def level(self, stmt: p.For | p.While) -> str:
+        """micro: backward inside, and the update too. window: backward inside, no update. outer: loops with backward
+        inside. quiet: no backward."""
+        scanner = self.scanner
+        if self.stack and self.stack[-1].generator:
+            return "micro"
+        if stmt.span in self.world.loud and not scanner.has_backward(stmt.body):
+            inner = any(
+                loop.span in self.world.loud or scanner.has_backward(loop.body)
+                for loop in scanner.scan(stmt.body).loops
+            )
+            return "outer" if inner else "micro"
+        if not scanner.has_backward(stmt.body):
+            return "quiet"
+        if scanner.has_nested_backward(stmt.body):
+            return "micro" if scanner.scan(stmt.body).mod_step and not self._nested_steps(stmt.body) else "outer"
+        if "step" in scanner.reach(stmt.body):
+            return "micro"
+        return "window"
+
+    def _nested_steps(self, body: tuple[p.Stmt, ...]) -> bool:
+        return any("step" in self.scanner.reach(loop.body) for loop in self.scanner.scan(body).loops)
+
+    def do_while(self, stmt: p.While, frame: Frame) -> str | None:
+        level = self.level(stmt)
+        loop = Loop(stmt.span, self.entries, "while", level)
+        self.entries += 1
+        cap = {"micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2, "outer": self.assignment.epochs + 1}
+        limit = cap.get(level, 3 * self.world.turns(self.assignment) if level == "window" else QUIET_TURNS)
+        bounded = not (isinstance(stmt.test, p.Const) and stmt.test.value)
+        if bounded and level in ("micro", "window"):
+            limit = max(limit, 70)
+        self.run.loops[loop.span] = loop
+        self.loops.append(loop)
+        self.event("loop", loop.span, loop=loop)
+        signal = None
+        decided = False
+        try:
+            while True:
+                guard = Guard(stmt.test.span, True)
+                known = len(self.run.conditions)
+                outcome = self.decide(stmt.test, frame, None, guard, lambda: loop.turns < limit, None)
+                decided = not guard.unknown and len(self.run.conditions) == known
+                if not outcome:
+                    loop.ended = True
+                    break
+                large = any(self.world.role_of(root, root.rpartition(".")[2]) == "limit" for root in guard.roots)
+                if loop.turns >= (cap.get(level, limit) if large or not decided else limit):
+                    loop.cut = True
+                    break
+                loop.turns += 1
+                signal = self.block(stmt.body, frame)
+                loop.turn += 1
+                if signal == BREAK:
+                    signal = None
+                    break
+                if signal == CONTINUE:
+                    signal = None
+                if signal is not None:
+                    break
+        finally:
+            self.loops.pop()
+        self.event("loop end", loop.span, loop=loop)
+        if signal is None and loop.ended and stmt.orelse:
+            return self.block(stmt.orelse, frame)
+        return signal
+
+    def do_with(self, stmt: p.With, frame: Frame) -> str | None:
+        exits: list[Callable[[], None]] = []
+        for manager, target in stmt.items:
+            value = self.eval(manager, frame)
+            bound, leave = self.enter(value, manager)
+            if leave is not None:
+                exits.append(leave)
+            if target is not None:
+                self.assign(target, bound, frame)
+        try:
+            return self.block(stmt.body, frame)
+        finally:
+            for leave in reversed(exits):
+                leave()
+
+    def enter(self, value: Value, manager: p.Expr) -> tuple[Value, Callable[[], None] | None]:
+        """Enter a `with` item: what `as` binds, and what to do on leaving."""
+        if isinstance(value, tuple) and value and isinstance(value[0], str):
+            what = value[0]
+            if what == "grad":
+                before = value[2] if len(value) > 2 else self.grad_enabled
+                self.grad_enabled = bool(value[1])
+
+                def restore() -> None:
+                    self.grad_enabled = before
+
+                return None, restore
+            if what == "accumulate":
+                self.accumulate(value[1])
+                return None, None
+            if what == "scaled":
+                return value[1], None
+            if what == "context":
+                return self.enter_generator(value[1], value[2], manager.span)
+            return (value[1] if len(value) > 1 else None), None
+        kind = type(value)
+        if kind is Instance:
+            method = self.member(value.cls, "__enter__")
+            leave = self.member(value.cls, "__exit__")
+
+            def out() -> None:
+                if type(leave) is Closure:
+                    bound = Closure(leave.function, leave.scope, value, defaults=leave.defaults)
+                    self.invoke(bound, [None, None, None], {}, manager.span)
+
+            if type(method) is Closure:
+                bound = Closure(method.function, method.scope, value, defaults=method.defaults)
+                return self.invoke(bound, [], {}, manager.span), out
+            return value, out
+        if kind is Opaque:
+            last = value.name
+            if last in ("no_grad", "inference_mode"):
+                return self.enter(("grad", False), manager)
+        if kind is Imported and value.path.rpartition(".")[2] in ("no_grad", "inference_mode"):
+            return self.enter(("grad", False), manager)
+        return value, None
+
+    def enter_generator(self, closure: Closure, frame: Frame, span: Span) -> tuple[Value, Callable[[], None] | None]:
+        """A @contextmanager function of the file: what stands before its yield, the value, and what stands behind."""
+        before, value, after = _around_yield(closure.function.body)
+        function = closure.function
+
+        def part(body: tuple[p.Stmt, ...]) -> None:
+            self.stack.append(function)
+            self.path.append(span)
+            try:
+                self.block(body, frame)
+            finally:
+                self.stack.pop()
+                self.path.pop()
+
+        part(before)
+        bound = self.eval(value, frame) if value is not None else None
+        return bound, (lambda: part(after)) if after else None
+
+    def do_try(self, stmt: p.Try, frame: Frame) -> str | None:
+        signal = None
+        try:
+            try:
+                signal = self.block(stmt.body, frame)
+            except PyRaise as error:
+                for kind, name, body in stmt.handlers:
+                    if _catches(kind, str(error)):
+                        if name:
+                            frame.vars[name] = self.opaque(f"exception:{name}", name)
+                        signal = self.block(body, frame)
+                        break
+                else:
+                    raise
+            else:
+                if signal is None and stmt.orelse:
+                    signal = self.block(stmt.orelse, frame)
+        finally:
+            final = self.block(stmt.final, frame) if stmt.final else None
+        return final or signal
+
+    def do_match(self, stmt: p.Match, frame: Frame) -> str | None:
+        subject = self.eval(stmt.subject, frame)
+        for patterns, guard, body, bound in stmt.cases:
+            for name in bound:
+                frame.vars[name] = self.opaque(f"case:{name}", name)
+            if not patterns:
+                return self.block(body, frame)
+            if isinstance(subject, (str, int, float)) or subject is None:
+                if any(self.eval(pattern, frame) == subject for pattern in patterns):
+                    return self.block(body, frame)
+            else:
+                key = f"{self.key(subject)} == {text(patterns[0])}"
+                want = self.scanner.has_events(body)
+                if self.choose(key, stmt.span, lambda want=want: want, None) and guard is None:  # type: ignore[misc]
+                    return self.block(body, frame)
+        return None
+
+    def do_return(self, stmt: p.Return, frame: Frame) -> str:
+        frame.result = self.eval(stmt.value, frame) if stmt.value is not None else None
+        return RETURN
+
+    def do_raise(self, stmt: p.Raise, frame: Frame) -> str:
+        raise PyRaise("Exception")
+
+    def do_delete(self, stmt: p.Delete, frame: Frame) -> None:
+        for target in stmt.targets:
+            if type(target) is p.Name:
+                frame.vars.pop(target.id, None)
+            elif type(target) is p.Attr and target.name == "grad":
+                self.store_attribute(self.eval(target.value, frame), "grad", None, target.span)
+
+    def do_import(self, stmt: p.Import, frame: Frame) -> None:
+        if stmt.name != "*":
+            frame.vars[stmt.name] = Imported(stmt.path)
+
+    def do_scope(self, stmt: p.Scope, frame: Frame) -> None:
+        for name in stmt.names:
+            if stmt.kind == "global":
+                frame.outer[name] = self.globals
+            else:
+                scope = frame.parent
+                while scope is not None and name not in scope.vars:
+                    scope = scope.parent
+                if scope is not None:
+                    frame.outer[name] = scope
+
+    def do_define(self, stmt: p.Define, frame: Frame) -> None:
+        frame.vars[stmt.function.name] = self.closure(stmt, frame, None)
+
+    def closure(self, stmt: p.Define, frame: Frame, cls: ClassValue | None) -> Value:
+        made = Closure(stmt.function, frame, owner_class=cls)
+        for parameter in stmt.function.parameters:
+            if parameter.default is not None:
+                made.defaults[parameter.name] = self.eval(parameter.default, frame)
+        for decorator in stmt.decorators:
+            path = text(decorator.func if isinstance(decorator, p.Call) else decorator)
+            last = path.rpartition(".")[2]
+            if last in ("no_grad", "inference_mode"):
+                made.no_grad = True
+            elif last in ("property", "cached_property"):
+                made.kind = "property"
+            elif last in ("staticmethod", "classmethod"):
+                made.kind = last[:-6]
+            elif last in ("contextmanager",):
+                made.kind = "context"
+        return made
+
+    def do_class(self, stmt: p.Class, frame: Frame) -> None:
+        bases = tuple(self.eval(base, frame) for base in stmt.bases)
+        cls = ClassValue(stmt, frame, {}, bases, stmt.name)
+        for base in bases:
+            path = base.path if isinstance(base, Imported) else getattr(base, "name", "")
+            last = path.rpartition(".")[2]
+            inherited = isinstance(base, ClassValue) and base.module
+            if inherited or last.endswith(("Module", "Model", "PreTrainedModel")) or path.startswith("torch.nn."):
+                cls.module = True
+            if last in ("Dataset", "IterableDataset", "Sampler", "BatchSampler"):
+                cls.dataset = True
+            if isinstance(base, ClassValue) and base.dataset:
+                cls.dataset = True
+        for decorator in stmt.decorators:
+            if "dataclass" in text(decorator) or text(decorator).startswith("attr"):
+                cls.dataclass = True
+        body = Frame(frame)
+        body.cls = cls
+        for one in stmt.body:
+            if isinstance(one, p.Define):
+                cls.members[one.function.name] = body.vars[one.function.name] = self.closure(one, frame, cls)
+            elif isinstance(one, p.Assign):
+                value = self.eval(one.value, body)
+                for target in one.targets:
+                    if isinstance(target, p.Name):
+                        if cls.dataclass or self.world.is_accumulation(target.id):
+                            value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
+                        cls.members[target.id] = body.vars[target.id] = value
+        frame.vars[stmt.name] = cls
+
+
+def _around_yield(body: tuple[p.Stmt, ...]) -> tuple[tuple[p.Stmt, ...], p.Expr | None, tuple[p.Stmt, ...]]:
+    """Split a context manager's body at its yield: statements before, the yielded value, statements behind."""
+    for at, stmt in enumerate(body):
+        if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Yield):
+            return body[:at], stmt.value.value, body[at + 1 :]
+        if isinstance(stmt, (p.Try, p.With)):
+            before, value, after = _around_yield(stmt.body)
+            if len(before) < len(stmt.body):
+                final = stmt.final if isinstance(stmt, p.Try) else ()
+                return (*body[:at], *before), value, (*after, *final, *body[at + 1 :])
+    return body, None, ()
+
+
+def _catches(kind: p.Expr | None, name: str) -> bool:
+    if kind is None:
+        return True
+    names_text = text(kind)
+    return name in names_text or "Exception" in names_text
+
+
+_STATEMENTS: dict[type, Callable[[Statements, Any, Frame], str | None]] = {
+    p.Assign: Statements.do_assign,
+    p.Augment: Statements.do_augment,
+    p.Do: Statements.do_expression,
+    p.If: Statements.do_if,
+    p.For: Statements.do_for,
+    p.While: Statements.do_while,
+    p.With: Statements.do_with,
+    p.Try: Statements.do_try,
+    p.Match: Statements.do_match,
+    p.Return: Statements.do_return,
+    p.Break: lambda machine, stmt, frame: BREAK,
+    p.Continue: lambda machine, stmt, frame: CONTINUE,
+    p.Raise: Statements.do_raise,
+    p.Delete: Statements.do_delete,
+    p.Import: Statements.do_import,
+    p.Scope: Statements.do_scope,
+    p.Define: Statements.do_define,
+    p.Class: Statements.do_class,
+}

@@ -1,0 +1,313 @@
+"""Calls of what acclint does not know: what something is said to be by its name and use."""
+
+from __future__ import annotations
+
+from acclint import program as p
+from acclint.knowledge import names
+from acclint.program import Span
+from acclint.simulate import values as v
+from acclint.simulate.core import Frame
+from acclint.simulate.modules import Modules
+from acclint.simulate.scan import text
+from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, ParamSet, Tensor, Value
+from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, word_set
+
+_DATA_SIZE = word_set("size shape numel __len__ nelement")
+_GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
+
+
+_NOT_HANDLED = object()  # what a method returns if its name says nothing
+
+
+class Unknown(Modules):
+    """Calls of unknown values, of their methods and of foreign packages."""
+
+    def unknown_call(
+        self, callee: Opaque, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        """A call of something unknown, or a method of something unknown: what it is said to be by name and use."""
+        parent = callee.attrs.get("<parent>")
+        if type(parent) is Opaque and isinstance(expr.func, p.Attr):
+            result = self.opaque_method(parent, callee.name, args, keywords, expr, frame)
+            if result is not _NOT_HANDLED:
+                return result
+        values = [*args, *keywords.values()]
+        span = expr.span
+        if names.is_scaler_name(callee.name) and len(args) >= 2 and self.could_be_optimizer(args[1]):
+            return self.combined_scaler(args, keywords, span)
+        if args and (callee.name in PROGRESS or callee.name == "log_every"):
+            return args[0]
+        batch = self.batch_of(values)
+        self.note_opaque(callee.key, values, span)
+        for one in values:
+            if type(one) is Closure and self.scanner.has_backward(one.function.body):
+                self.engine_driven.append((one, None))
+        loaders = [
+            one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
+        ]
+        owners = self.graph_owners(values)
+        if callee.batch:
+            return self.opaque(f"{callee.key}()", callee.name, batch=callee.batch | batch)
+        if callee.graph or callee.owners:
+            owners |= callee.owners
+        elif not (loaders and not batch):
+            owners |= self.live(frozenset((self.owner_of(callee),))) if self.is_forward_call(callee, values) else NOBODY
+        key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
+        graph = self.grad_enabled and bool(owners) and (callee.graph or self.is_forward_call(callee, values))
+        made = self.opaque(
+            key, callee.name if graph or batch else f"<{callee.name}", owners=owners, graph=graph, batch=batch
+        )
+        made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
+        if type(parent) is Opaque:
+            made.attrs["<receiver>"] = parent
+        if names.is_loss_name(callee.name):
+            made.hint = "criterion"
+            if any(self.carries_graph(one) for one in values):
+                made.attrs["<scored>"] = True
+        elif graph and not callee.graph and self.is_model(callee):
+            made.hint = "forward"
+        if loaders and not graph:
+            made.hint = "loader"
+            made.key = f"{callee.key}({self.key(loaders[0])})"
+            made.name = "loader"
+        for one in values:
+            if type(one) is Opaque and "<size>" in one.attrs:
+                made.attrs["<size>"] = one.attrs["<size>"]
+        return made
+
+    def is_forward_call(self, callee: Opaque, values: list[Value]) -> bool:
+        """Whether calling something unknown runs a model: it is given data, or its parameters were asked for before."""
+        if self.batch_of(values) or any(self.carries_graph(one) for one in values):
+            return True
+        return callee.owner is not None or (bool(callee.owners) and self.is_module_like(callee))
+
+    def note_opaque(self, what: str, values: list[Value], span: Span) -> None:
+        """A call of something unknown that is handed the optimizer or the model could step or zero."""
+        accelerators = [one for one in values if type(one) is v.Accelerator]
+        accelerators += [
+            self.as_accelerator(one) for one in values if type(one) is Opaque and _is_accelerator(one.name)
+        ]
+        if accelerators:
+            # `setup(accelerator, model, optimizer)` prepares what it is given.
+            self.accelerator_method(accelerators[0], "prepare", values, {}, span)
+        for one in values:
+            if type(one) is v.Optimizer or (type(one) is Opaque and "<optimizer>" in one.attrs):
+                self.event("opaque", span, what=what, value=one)
+                return
+        words = set(names.words(what))
+        if words & _GRADIENT_WORDS and "clip" not in words:
+            owners = NOBODY.union(
+                *(self.owners_of(one) for one in values if type(one) in (Module, Instance, ParamSet, Opaque))
+            )
+            if owners:
+                event = self.event("edit", span, how="unknown", what=what)
+                self.ledger.edit(self.covers(owners), lambda a: a, event)
+                self.unsure_edit(owners, event)
+
+    def opaque_method(
+        self,
+        base: Opaque,
+        name: str,
+        args: list[Value],
+        keywords: dict[str, Value],
+        expr: p.Call,
+        frame: Frame,
+    ) -> Value:
+        span = expr.span
+        if name == "backward":
+            return self.backward_method(base, args, keywords, span)
+        if name == "manual_backward" and args:
+            self.backward(args[0], span, via="manual_backward")
+            return None
+        if name == "zero_grad":
+            if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
+                self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
+            else:
+                self.zero(frozenset((self.owner_of(base),)), span, "module zero_grad")
+            return None
+        if name in ("step", "step_update", "step_and_update_lr", "update_lr"):
+            return self.step_method(base, name, args, keywords, span)
+        if name in ("parameters", "named_parameters", "trainable_parameters", "get_parameters"):
+            return ParamSet(base.owners or frozenset((self.owner_of(base),)), name == "named_parameters")
+        if name in ("zero_", "zero") and base.name == "grad":
+            return None
+        if names.is_scaler_name(base.name) and name == "scale" and args:
+            return args[0]
+        if names.is_scaler_name(base.name) and name in ("update", "unscale_"):
+            self.event(name, span)
+            return None
+        if _is_accelerator(base.name):
+            return self.accelerator_method(self.as_accelerator(base), name, args, keywords, span)
+        if name in ("prepare", "setup", "setup_dataloaders", "setup_optimizers") and args:
+            return args[0] if len(args) == 1 else tuple(args)
+        if name in ("detach", "item", "tolist", "numpy", "detach_", "cpu"):
+            if name == "cpu":
+                return base
+            if name == "item":
+                return self.measured(f"{base.key}.item()", base.batch)
+            return self.opaque(f"{base.key}.{name}()", base.name, batch=base.batch)
+        if name in NO_GRADIENT and base.graph:
+            return Tensor(batch=base.batch)
+        if name in WITH_INDICES and base.graph and (args or "dim" in keywords):
+            return (Tensor(base.owners, True, batch=base.batch), Tensor(batch=base.batch))
+        if name in ("mean", "sum") and base.graph:
+            tensor = Tensor(base.owners, True, batch=base.batch)
+            if "<loss>" in base.attrs:
+                return self.as_loss(base, span)
+            return self.tensor_method(tensor, name, args, keywords, span)
+        if name == "requires_grad_" and not base.batch and not base.graph:
+            self.set_requires_grad(self.owner_of(base), args[0] if args else keywords.get("requires_grad", True))
+            return base
+        if name in ("train", "eval") and not base.batch and not base.graph and (not args or isinstance(args[0], bool)):
+            self.set_mode(self.owner_of(base), name == "train" and not (args and args[0] is False))
+            return base
+        if name in RESHAPES and "<size>" in base.attrs:
+            if not self.keeps_batch_axis(base.attrs["<size>"][0], name, args):
+                made = self.opaque(base.key, base.name, owners=base.owners, graph=base.graph, batch=base.batch)
+                made.hint = base.hint
+                return made
+            return base
+        if name in ("train", "eval") or (
+            name in SAME and (base.graph or base.batch or name in ("to", "cuda", "train"))
+        ):
+            return base
+        if name in ("append", "extend", "update", "add") and args and not base.graph:
+            holder = base.attrs.setdefault("<held>", None if "<bounded>" in base.attrs else [])
+            if name == "append" and isinstance(holder, list):
+                holder.append(args[0])
+                self.watch_kept(span, args[0], holder, text(expr.func), plain=False)
+            return None
+        if name in _DATA_SIZE and base.batch:
+            size = base.attrs.get("<size>")
+            if size is not None and (not args or args[0] == 0):
+                return self.data_size(size[0])
+            return self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
+        if name in ("chunk", "split", "tensor_split") and args:
+            return self.chunks(base, name, args, span, keywords.get("dim"))
+        if name in ("items", "values", "keys", "copy") and not args:
+            return self.opaque(
+                f"{base.key}.{name}()", base.name, owners=base.owners, graph=base.graph, batch=base.batch
+            )
+        if name == "add_argument" and args:
+            return self.add_argument(base, args, keywords)
+        if name in ("parse_args", "parse_known_args"):
+            made = self.opaque("args", "args")
+            made.attrs["<parser>"] = base.attrs.get("<arguments>", {})
+            for option, value in base.attrs.get("<arguments>", {}).items():
+                made.attrs[option] = value
+            return made if name == "parse_args" else (made, [])
+        if name == "get" and args and isinstance(args[0], str):
+            return self.item(base, args[0], span)
+        if name == "clip_grad_norm_" or name == "clip_grad_value_":
+            self.event("clip", span)
+            return self.opaque(f"norm:{span.row}", "grad_norm")
+        return _NOT_HANDLED
+
+    def add_argument(self, parser: Opaque, args: list[Value], keywords: dict[str, Value]) -> None:
+        """argparse: a default is a hint, not a constant."""
+        flags = [one for one in args if isinstance(one, str)]
+        long = [flag for flag in flags if flag.startswith("--")] or flags
+        name = keywords.get("dest") or (long[0].lstrip("-").replace("-", "_") if long else "")
+        if not isinstance(name, str) or not name:
+            return
+        made = self.opaque(f"args.{name}", name)
+        default = keywords.get("default")
+        if isinstance(default, int) and not isinstance(default, bool):
+            self.world.hints.setdefault(made.key, default)
+        parser.attrs.setdefault("<arguments>", {})[name] = made
+
+    def backward_method(self, base: Opaque, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        """`x.backward(...)` on something unknown: a loss, or a wrapper that is given one."""
+        given = args[0] if args else keywords.get("loss")
+        if (
+            given is not None
+            and type(given) in (Tensor, Opaque)
+            and (given.graph or names.is_loss_name(getattr(given, "name", "")))
+        ):
+            if _is_accelerator(base.name):
+                return self.accelerator_method(self.as_accelerator(base), "backward", args, keywords, span)
+            if names.is_optimizer_name(base.name):
+                self.backward(given, span, sure=False, via="optimizer")
+                return None
+            if "fabric" in base.name.lower():
+                self.backward(given, span, via="fabric")
+                return None
+            self.event("engine", span, name=base.name)
+            return None
+        if base.batch and not base.graph:
+            return None
+        self.backward(base, span)
+        return None
+
+    def step_method(self, base: Opaque, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        """`x.step(...)` on something unknown: optimizer, scheduler, scaler, or something else."""
+        first: Value = args[0] if args else keywords.get("optimizer")
+        lossy = type(first) in (Tensor, Opaque) and (first.graph or names.is_loss_name(first.name))
+        if lossy and not names.is_scheduler_name(base.name):
+            # A step that takes the loss (a differentiable optimizer, an environment) works by itself.
+            self.event("engine", span, name=base.name)
+            return None
+        if self.could_be_optimizer(first) and not names.is_scheduler_name(base.name):
+            target = first if type(first) is v.Optimizer else self.as_optimizer(first)
+            self.step(target, args[1:], {}, span)
+            return None
+        if "<scheduler>" in base.attrs or (names.is_scheduler_name(base.name) and "<optimizer>" not in base.attrs):
+            self.schedule(self.as_scheduler(base, span), args, span, absolute=name != "step" or bool(args))
+            return None
+        if name != "step":
+            if "<optimizer>" in base.attrs or names.is_optimizer_name(base.name):
+                self.event("engine", span, name=base.name)
+                return None
+            return _NOT_HANDLED
+        if "<optimizer>" in base.attrs or names.is_optimizer_name(base.name) or base.key in self.world.zeroed_names:
+            self.step(self.as_optimizer(base, span), args, keywords, span)
+            return None
+        if base.name in self.world.zeroed_names:
+            self.step(self.as_optimizer(base, span), args, keywords, span)
+            return None
+        if self.is_module_like(base) and not args:
+            self.event("engine", span, name=base.name)
+            return None
+        return _NOT_HANDLED
+
+    def foreign_call(
+        self, path: str, last: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        """A call into a package that acclint does not know."""
+        span = expr.span
+        values = [*args, *keywords.values()]
+        if names.is_scaler_name(last) and last[:1].isupper():
+            return v.Scaler(last, combined=True)
+        if last[:1].isupper() and not self.graph_owners(values) and not self.batch_of(values):
+            key = f"{path}@{span.row}"
+            made = self.opaque(key, "<" + last)
+            if names.is_loss_name(last):
+                made.hint = "criterion"
+            return made
+        self.note_opaque(path, values, span)
+        for one in values:
+            if type(one) is Closure and self.scanner.has_backward(one.function.body):
+                self.engine_driven.append((one, None))
+        owners = self.graph_owners(values)
+        batch = self.batch_of(values)
+        loaders = [
+            one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
+        ]
+        graph = self.grad_enabled and bool(owners) and (bool(batch) or any(self.carries_graph(one) for one in values))
+        made = self.opaque(
+            f"{path}({','.join(self.key(one) for one in args[:3])})", last, owners=owners, graph=graph, batch=batch
+        )
+        if names.is_loss_name(last):
+            made.hint = "criterion"
+            if any(self.carries_graph(one) for one in values):
+                made.attrs["<scored>"] = True
+        if loaders and not graph:
+            made.hint, made.name = "loader", "loader"
+        elif not graph and not batch:
+            made.name = "<" + last
+        made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
+        return made
+
+
+def _is_accelerator(name: str) -> bool:
+    return "accelerator" in names.words(name)

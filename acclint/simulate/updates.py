@@ -1,0 +1,208 @@
+"""Backward calls, zeroing, optimizers and schedulers: what the events of a window are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from acclint.knowledge import names
+from acclint.program import NOWHERE, Span
+from acclint.simulate import values as v
+from acclint.simulate.losses import Losses
+from acclint.simulate.trace import Backward
+from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
+from acclint.simulate.world import Restart
+
+
+class Updates(Losses):
+    """What reads and writes gradients by the usual calls."""
+
+    def backward(self, value: Value, span: Span, factor: Any = 1, sure: bool = True, via: str = "") -> None:
+        """A backward call on a loss."""
+        hidden = {loop.span for loop in self.loops if loop.level == "quiet"} - self.world.loud
+        if hidden:
+            # A backward call behind a closure or a table of functions: these loops train after all.
+            self.world.loud |= hidden
+            raise Restart
+        loss = self.as_loss(value, span)
+        terms = tuple((term, weight * factor) for term, weight in (loss.terms or {}).items())
+        owners = NOBODY.union(*(term.owners for term, _ in terms)) if terms else loss.owners
+        if not loss.graph:
+            owners = NOBODY
+        number = len(self.run.backwards)
+        event = self.event("backward", span, number=number, via=via, batch=loss.batch)
+        for term, _ in terms:
+            term.sent += 1
+        reached = owners
+        known = list(self.ledger.optimizers)
+        if (
+            owners
+            and len(known) == 1
+            and known[0].parts
+            and not any(owner.overlaps(part) for owner in owners for part in known[0].parts)
+        ):
+            # The loss comes from something unknown: with one optimizer it can only be meant for that one.
+            reached = known[0].parts
+        self.run.backwards.append(
+            Backward(number, event, terms, reached, sure and loss.sure, loss.divisors, self.replaying > 0)
+        )
+        self.ledger.backward(number, reached)
+        self.sent[id(loss)] = (loss, number)
+
+    def zero(self, owners: Owners, span: Span, what: str, optimizer: v.Optimizer | None = None) -> None:
+        event = self.event("zero", span, what=what, optimizer=optimizer)
+        if optimizer is not None:
+            self.ledger.zero(lambda owner: self.ledger.owns(optimizer, owner), event)
+        else:
+            self.ledger.zero(self.covers(owners), event)
+
+    def step(self, optimizer: v.Optimizer, args: list[Value], keywords: dict[str, Value], span: Span) -> None:
+        closure = args[0] if args else keywords.get("closure")
+        if type(closure) is Closure:
+            optimizer.replays = True
+            self.replaying += 1
+            try:
+                self.invoke(closure, [], {}, span)
+            finally:
+                self.replaying -= 1
+        if optimizer.gate is not None and not optimizer.gate.sync:
+            return
+        event = self.event("update", span, optimizer=optimizer)
+        self.ledger.step(optimizer, event)
+
+    def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
+        if scheduler.gate is not None and not scheduler.gate.sync:
+            return
+        metric = bool(args) and type(args[0]) in (Tensor, Opaque)
+        self.event("schedule", span, scheduler=scheduler, absolute=absolute and not metric, metric=metric)
+
+    def as_optimizer(self, value: Opaque, span: Span = NOWHERE) -> v.Optimizer:
+        kept = value.attrs.get("<optimizer>")
+        if kept is None:
+            kept = v.Optimizer(len(self.run.optimizers), value.name, "unknown", value.owners or None, span, False)
+            value.attrs["<optimizer>"] = kept
+            self.run.optimizers.append(kept)
+            self.ledger.add(kept)
+        return kept
+
+    def recognise(self, value: Value) -> None:
+        """What was made from parameters and is called an optimizer is one, before it is first used."""
+        if type(value) is not Opaque or value.graph or not names.is_optimizer_name(value.name):
+            return
+        receiver = value.attrs.get("<receiver>")
+        if not value.owners and type(receiver) is Opaque and self.is_module_like(receiver):
+            # `optimizer = model.configure_optimizer(...)`
+            value.owners = frozenset((self.owner_of(receiver),))
+        if value.owners:
+            self.as_optimizer(value)
+
+    def as_scheduler(self, value: Opaque, span: Span = NOWHERE) -> v.Scheduler:
+        kept = value.attrs.get("<scheduler>")
+        if kept is None:
+            kept = v.Scheduler(len(self.run.schedulers), value.name, "unknown", "unknown", span)
+            value.attrs["<scheduler>"] = kept
+            self.run.schedulers.append(kept)
+        return kept
+
+    def make_optimizer(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        given = args[0] if args else keywords.get("params", keywords.get("model"))
+        parts = self.owners_of(given) if given is not None else NOBODY
+        made = v.Optimizer(
+            len(self.run.optimizers), "<optimizer>", path, parts or frozenset((Owner("<parameters>"),)), span, True
+        )
+        if isinstance(given, (list, tuple)) and given and all(isinstance(one, dict) for one in given):
+            groups = [self.owners_of(one.get("params")) for one in given]
+            if all(groups):
+                made.attrs["<parts>"] = groups
+        literal = {
+            name: (value if isinstance(value, (int, float, bool, str)) else None) for name, value in keywords.items()
+        }
+        made.invariant = bool(kind.is_invariant(literal))
+        made.replays = bool(kind.closure)
+        made.lr = keywords.get("lr", args[1] if len(args) > 1 else None)
+        decay = keywords.get("weight_decay", 0)
+        made.plain_sgd = path.endswith(".SGD") and decay == 0
+        self.run.optimizers.append(made)
+        self.ledger.add(made)
+        return made
+
+    def make_scheduler(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        made = v.Scheduler(len(self.run.schedulers), "<scheduler>", path, kind.cadence, span)
+        values: dict[str, Value] = {}
+        for count in kind.counts:
+            if count.name in keywords:
+                values[count.name] = keywords[count.name]
+            elif count.position is not None and count.position < len(args):
+                values[count.name] = args[count.position]
+        made.attrs["<counts>"] = values
+        given = args[kind.optimizer_position] if len(args) > kind.optimizer_position else keywords.get("optimizer")
+        if type(given) is Opaque and not given.graph:
+            given = self.as_optimizer(given)
+        made.optimizer = given if type(given) is v.Optimizer else None
+        made.attrs["<args>"] = (list(args), dict(keywords))
+        if path.endswith(".LambdaLR"):
+            factor = args[1] if len(args) > 1 else keywords.get("lr_lambda")
+            factor = factor[0] if isinstance(factor, list) and factor else factor
+            made.horizon = self.zero_of(factor, span) if type(factor) is Closure else None
+        self.run.schedulers.append(made)
+        return made
+
+    def zero_of(self, function: Closure, span: Span) -> int | None:
+        """The first step at which a schedule's factor is down to 0 (and stays there), None if it never is."""
+        self.deciding = False
+        try:
+
+            def ended(step: int) -> bool:
+                value = numeric(self.call_value(function, [step], span))
+                if value is None:
+                    raise PyRaise("unknown")
+                return bool(value <= 1e-9)
+
+            low, high = 0, 1 << 17
+            if not ended(high) or ended(1):
+                return None
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if ended(middle) else (middle, high)
+            return high
+        except PyRaise:
+            return None
+        finally:
+            self.deciding = True
+
+    def param_groups(self, optimizer: v.Optimizer) -> Value:
+        parts = optimizer.parts
+        if parts is None:
+            owner = Owner(f"{optimizer.name}'s parameters")
+            self.wild[owner] = optimizer
+            parts = frozenset((owner,))
+        kept = optimizer.attrs.get("<groups>")
+        if kept is None:
+            lr = self.opaque(f"{optimizer.name}.lr", "lr")
+            groups = optimizer.attrs.get("<parts>") or [parts]
+            kept = optimizer.attrs["<groups>"] = [{"params": ParamSet(part), "lr": lr} for part in groups]
+        return kept
+
+    def could_be_optimizer(self, value: Value) -> bool:
+        return type(value) is v.Optimizer or (type(value) is Opaque and names.is_optimizer_name(value.name))
+
+    def optimizer_method(
+        self, owner: v.Optimizer, name: str, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> Value:
+        if name == "step":
+            self.step(owner, args, keywords, span)
+        elif name == "zero_grad":
+            if owner.gate is None or owner.gate.sync:
+                self.zero(NOBODY, span, "zero_grad", owner)
+        elif name == "backward" and args:
+            self.backward(args[0], span, sure=False, via="optimizer")
+        elif name == "add_param_group" and args:
+            owner.parts = (owner.parts or NOBODY) | self.owners_of(args[0])
+            owner.attrs.pop("<parts>", None)
+            owner.attrs.pop("<groups>", None)
+        elif name in ("train", "eval"):
+            return None
+        elif name.startswith("register_"):
+            self.event("hook", span)
+        elif name == "clip_master_grads":
+            self.event("clip", span)
+        return self.opaque(f"{owner.name}.{name}()", name)
