@@ -167,7 +167,7 @@ class Expressions(Conditions):
             one = self.compare(op, left, right, expr)
             if one is False or (type(one) is Num and not one.v):
                 return one
-            if type(one) in (Maybe, Num) and result is True:
+            if type(one) in (Maybe, Num, Opaque) and result is True:
                 result = one
             left = right
         return result

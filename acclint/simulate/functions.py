@@ -177,6 +177,8 @@ def _bool(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
     value = args[0] if args else False
     if type(value) is Opaque:
         return Maybe(value.key, False, span)
+    if type(value) is Tensor:
+        return Maybe(f"tensor at {span.row}:{span.column}", False, span)
     if type(value) is Num:
         return Num(bool(value.v), value.roots, span, value.modulus)
     return (

@@ -9,7 +9,7 @@ from acclint.simulate import values as v
 from acclint.simulate.core import Frame
 from acclint.simulate.modules import Modules
 from acclint.simulate.scan import text
-from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, ParamSet, Tensor, Value
+from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, Owner, ParamSet, Tensor, Value
 from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, word_set
 
 _DATA_SIZE = word_set("size shape numel __len__ nelement")
@@ -234,15 +234,17 @@ class Unknown(Modules):
                 return None
             self.event("engine", span, name=base.name)
             return None
-        if base.batch and not base.graph:
-            return None
+        if not base.graph and self.grad_enabled:
+            # Whatever it is made from, it is a loss.
+            base.graph = True
+            base.owners = base.owners or frozenset((Owner(base.name),))
         self.backward(base, span)
         return None
 
     def step_method(self, base: Opaque, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """`x.step(...)` on something unknown: optimizer, scheduler, scaler, or something else."""
         first: Value = args[0] if args else keywords.get("optimizer")
-        lossy = type(first) in (Tensor, Opaque) and (first.graph or names.is_loss_name(first.name))
+        lossy = type(first) is Tensor or (type(first) is Opaque and (first.graph or names.is_loss_name(first.name)))
         if lossy and not names.is_scheduler_name(base.name):
             # A step that takes the loss (a differentiable optimizer, an environment) works by itself.
             self.event("engine", span, name=base.name)
@@ -278,7 +280,8 @@ class Unknown(Modules):
         values = [*args, *keywords.values()]
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last, combined=True)
-        if last[:1].isupper() and not self.graph_owners(values) and not self.batch_of(values):
+        made_once = not self.loops or not self.batch_of(values)
+        if last[:1].isupper() and not self.graph_owners(values) and made_once:
             key = f"{path}@{span.row}"
             made = self.opaque(key, "<" + last)
             if names.is_loss_name(last):
