@@ -340,7 +340,7 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
         return None
     clean = not any(window.stale or window.zeroed for window in before)
     if not after or (len(after) == 1 < len(before) - 1 and new.steps[0].position <= max(k, len(new.calls) // 2)):
-        return Defect(("ACC023", "ACC006", "ACC007", "ACC030"), "the update is never reached", sure=k > 1)
+        return Defect(("ACC023", "ACC006", "ACC007", "ACC030", "ACC002"), "the update is never reached", sure=k > 1)
     sizes = [window.size for window in after]
     usual = k if sizes.count(k) * 2 >= len(sizes) else _usual(sizes)
     moved = [step.position for step in new.steps] != [step.position for step in old.steps]
