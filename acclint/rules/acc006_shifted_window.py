@@ -282,7 +282,7 @@ def _irregular(view: View, gate: Guard) -> Report | None:
             inner.append((window, size))
         before = entry
     wrong = [window for window, size in inner if size != k and not _weighs_one(view, window)]
-    if len(inner) < 3 or len(wrong) < len(inner):
+    if len(inner) < 2 or len(wrong) < len(inner):
         return None
     sizes = ", ".join(str(size) for size in view.sizes[:8])
     return _report(

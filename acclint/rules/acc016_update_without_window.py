@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
+from acclint.knowledge.names import is_accumulation_name
 from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
 from acclint.rules.acc030_backward_skipped import wasted_siblings
@@ -100,7 +101,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         if view.k != 1 or len(view.closed) < 3 or set(view.sizes) != {1}:
             continue
-        report = _divided(view) or _repeated(view)
+        report = _divided(view) or _repeated(view) or _clipped_only(view)
         if report is not None:
             found.setdefault(report.span, report)
     return list(found.values())
@@ -184,6 +185,33 @@ def _repeated(view: View) -> Report | None:
         assumptions=view.notes(),
         evidence=view.proof(),
     )
+
+
+def _clipped_only(view: View) -> Report | None:
+    """The window test guards clipping or the like, and the update stands outside of it."""
+    update, micro = view.update, view.micro
+    if update is None or micro is None or micro.level != "micro":
+        return None
+    own = {guard.span for guard in update.guards}
+    for event in view.run.of("clip"):
+        if not any(loop.span == micro.span for loop, _ in event.loops):
+            continue
+        for guard in event.guards:
+            moduli = [text for span, text in view.texts.moduli.items() if inside(span, guard.span)]
+            named = any(is_accumulation_name(text.rpartition(".")[2]) for text in moduli)
+            if guard.modulus is None or guard.span in own or not named or not float(guard.modulus) > 1:
+                continue
+            return Report(
+                update.span,
+                f"the window of `{moduli[0]}` micro-batches guards the clipping only: {owner_phrase(view)} is stepped "
+                "after every micro-batch, so nothing is accumulated",
+                Severity.ERROR,
+                weaker(view.confidence, Confidence.MEDIUM),
+                notes=(("the window test", guard.span), ("clipped here", event.span)),
+                assumptions=view.notes(),
+                evidence=view.proof(),
+            )
+    return None
 
 
 RULE = Rule(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import View, held, own_data, owner_phrase, views, weaker
+from acclint.rules.windows import View, held, inside, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Guard, Loop, Run, Window
 from acclint.simulate.values import Term
 
@@ -100,7 +100,11 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             for backward in view.backwards(window):
                 if backward.span in found or len(backward.terms) != 1:
                     continue
-                report = _under_window_test(view, window, backward) or _behind_loop(view, backward)
+                report = (
+                    _under_window_test(view, window, backward)
+                    or _whole_turn_gated(view, window, backward)
+                    or _behind_loop(view, backward)
+                )
                 if report is not None:
                     found[backward.span] = report
     return list(found.values())
@@ -120,6 +124,21 @@ def _under_window_test(view: View, window: Window, backward: Backward) -> Report
         return None
     notes = (("the window test", guard.span), ("the loss is computed here every time", term.span))
     return _report(view, backward, term, f"1 of {round(len(same) / sent) if sent else guard.modulus}", notes)
+
+
+def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report | None:
+    """Forward, backward and update all wait for the window test, and the one loss is divided by the window's length."""
+    assert window.update is not None
+    guard = _window_guard(backward, {guard.span for guard in window.update.guards})
+    if guard is None or view.k != 1 or not backward.known_scale or not isinstance(guard.modulus, int):
+        return None
+    moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
+    divided = [span for _, _, span in backward.divisors if view.texts.divisors.get(span) in moduli]
+    term, weight = view.effective(window, backward)
+    if not divided or term is None or abs(abs(float(weight)) * guard.modulus - 1) > 1e-6:
+        return None
+    notes = (("the window test", guard.span), ("divided by the length of a window", divided[0]))
+    return _report(view, backward, term, f"1 of {guard.modulus}", notes)
 
 
 def _behind_loop(view: View, backward: Backward) -> Report | None:

@@ -30,6 +30,7 @@ class Frameworks(Operators):
         accelerator.sync = boundary or self.last_batch
         if self.last_batch:
             accelerator.count = 0
+            self.last_batch = False
         self.event("accumulate", NOWHERE, sync=accelerator.sync)
 
     def accelerator_method(
