@@ -81,6 +81,7 @@ def analyze(
         return analysis
     world = World(program, scanner, accumulation_names, reductions or {})
     _prepare(world, program, analysis)
+    world.texts = analysis.texts
     base = _settled(world, ASSIGNMENTS[0], {})
     if base is None:
         return analysis

@@ -145,9 +145,9 @@ class Core:
         roots = NO_ROOTS.union(*(roots_of(source) for source in sources))
         if not roots:
             return result
-        role = self.world.overrides.get(span)
+        role = self.world.overrides.get(self.world.expression(span))
         if role is not None:
-            return self.number(f"@{span.row}:{span.column}", "", role)
+            return self.number(f"@{self.world.expression(span)}", "", role)
         return Num(result, roots, span)
 
     def role_of_root(self, root: str) -> str:
@@ -258,7 +258,7 @@ class Core:
     def as_steps(self, value: Num) -> Value:
         """A computed number that is given the name of the accumulation steps: it must be a usable window."""
         if value.roots and value.born != NOWHERE and value.modulus is None and not 2 <= value.v <= 12:
-            self.world.learn(self.world.overrides, value.born, "k")
+            self.world.learn(self.world.overrides, self.world.expression(value.born), "k")
         return value
 
     def learn_k(self, value: v.Number, roots: frozenset[str], *, in_test: bool = False) -> None:

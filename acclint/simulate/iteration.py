@@ -241,7 +241,7 @@ class Iteration(Gradients):
                     if self.world.role_of(single, single.rpartition(".")[2]) in ("", "limit", "interval"):
                         self.world.learn(self.world.roles, single, role)
                 elif type(stop_value) is Num and stop_value.born != NOWHERE:
-                    self.world.learn(self.world.overrides, stop_value.born, role)
+                    self.world.learn(self.world.overrides, self.world.expression(stop_value.born), role)
                 if loop.level == "window" and single is not None:
                     loop.count = stop_value
                     return iter(range(int(start), int(start) + min(count, 24)))

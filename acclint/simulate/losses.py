@@ -79,7 +79,7 @@ class Losses(Ownership):
             # A function that is given the model and not its output may return a plain number.
             named = value.hint not in ("", "forward") and (value.hint != "criterion" or "<scored>" in value.attrs)
             why = value.hint if named else value.name
-            reduction = "mean" if value.hint == "output" else "unknown"
+            reduction = "mean" if value.hint == "output" else self.world.reduction(value.name)
             made = Tensor(
                 owners,
                 True,
@@ -184,7 +184,7 @@ class Losses(Ownership):
         amount = numeric(number)
         named = self.is_k(number) or span in self.world.k_divisions
         if not amount:
-            return self.as_loss(value, span)
+            return self.scaled(self.as_loss(value, span), 1, (0, False, span), sure=False)
         loss = self.as_loss(value, span)
         factor = Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount
         known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number)) or named

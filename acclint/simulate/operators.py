@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from acclint import program as p
-from acclint.program import Span
+from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.iteration import LIST_TURNS
 from acclint.simulate.scan import text
@@ -85,7 +85,15 @@ class Operators(Tensors):
             return self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
         return self.opaque(f"value:{span.row}:{span.column}", "<value>")
 
+    def usable_window(self, length: Num) -> None:
+        """A computed modulus in a loop is a window; its parts are unknown, so it may count as k."""
+        roles = {self.role_of_root(root) for root in length.roots}
+        if length.roots and length.born != NOWHERE and roles <= {"", "batch", "world", "limit"}:
+            self.world.learn(self.world.overrides, self.world.expression(length.born), "k")
+
     def arithmetic(self, op: str, left: Value, right: Value, a: Any, b: Any, span: Span) -> Value:
+        if op == "%" and type(right) is Num and self.loops and not 2 <= b <= 12:
+            self.usable_window(right)
         try:
             if op == "/":
                 if span in self.world.k_divisions and not roots_of(left) and not roots_of(right) and b not in (0, 1):
@@ -104,7 +112,7 @@ class Operators(Tensors):
             if type(made) is Num:
                 return Num(made.v, made.roots, made.born, (b, roots_of(right), left))
             return Num(result, NO_ROOTS, span, (b, roots_of(right), left))
-        if op == "*" and self.world.overrides.get(span) == "length":
+        if op == "*" and self.world.overrides.get(self.world.expression(span)) == "length":
             # A number of micro-batches that is a product with k is a multiple of k.
             k = next((n for n, one in ((a, left), (b, right)) if self.is_k(one) or n in self.world.literal_ks), None)
             if isinstance(k, int) and k > 1:
@@ -114,6 +122,11 @@ class Operators(Tensors):
         if modulus is not None:
             return Num(numeric(made), roots_of(made), span, modulus)
         return made
+
+    def is_open(self, value: Opaque, expr: p.Compare) -> bool:
+        """Whether it is left open that an unknown equals a literal: it is no size that anything else depends on."""
+        literal = any(isinstance(side, p.Const) for side in (expr.left, *expr.rights))
+        return literal and value.key not in self.numbers and not self.world.role_of(value.key, value.name)
 
     def compare(self, op: str, left: Value, right: Value, expr: p.Compare) -> Value:
         if op in ("is", "is not"):
@@ -145,6 +158,7 @@ class Operators(Tensors):
                 and not other.graph
                 and not other.batch
                 and not isinstance(a if b is None else b, bool)
+                and not (op in ("==", "!=") and self.is_open(other, expr))
             ):
                 made = self.number(other.key, other.name)
                 a, b = (made.v, b) if a is None else (a, made.v)

@@ -27,8 +27,7 @@ class Updates(Losses):
         terms = tuple((term, weight * factor) for term, weight in (loss.terms or {}).items())
         owners = NOBODY.union(*(term.owners for term, _ in terms)) if terms else loss.owners
         if not loss.graph:
-            # A loss whose graph was lost sight of.
-            owners, sure = (frozenset((Owner("loss"),)), False) if self.grad_enabled else (NOBODY, sure)
+            owners = NOBODY
         number = len(self.run.backwards)
         event = self.event("backward", span, number=number, via=via, batch=loss.batch)
         for term, _ in terms:

@@ -54,7 +54,8 @@ class World:
     accumulation_names: frozenset[str] = frozenset()
     reductions: dict[str, str] = field(default_factory=dict)
     roles: dict[str, str] = field(default_factory=lambda: {"over k": "over k", "<size>": "batch"})
-    overrides: dict[Span, str] = field(default_factory=dict)
+    overrides: dict[str, str] = field(default_factory=dict)
+    texts: dict[Span, str] = field(default_factory=dict)
     hints: dict[str, Number] = field(default_factory=dict)
     literal_ks: set[int] = field(default_factory=set)
     loud: set[Span] = field(default_factory=set)
@@ -62,6 +63,17 @@ class World:
     counters: set[str] = field(default_factory=set)
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
+
+    def reduction(self, name: str) -> str:
+        """The reduction of a loss callable by the user's settings, by its full dotted name or the last part of it."""
+        for key, reduction in self.reductions.items():
+            if name in (key, key.rpartition(".")[2]):
+                return reduction
+        return "unknown"
+
+    def expression(self, span: Span) -> str:
+        """The text of a computed number: the same text is the same number wherever it stands."""
+        return self.texts.get(span) or f"{span.row}:{span.column}"
 
     def learn(self, table: dict[str, str] | dict[Span, str], key: str | Span, role: str) -> None:
         if table.get(key) != role:  # type: ignore[arg-type]
