@@ -50,7 +50,7 @@ class Ledger:
             around = [part for part in parts if owner.within(part)]
             if around:
                 # A module's parameters are held as one: the smallest group of an optimizer that has them.
-                targets.add(min(around, key=lambda part: sum(other.within(part) for other in around)))
+                targets.add(min(around, key=lambda part: (sum(other.within(part) for other in around), part.number)))
                 continue
             inside = {part for part in parts if part.within(owner)}
             targets |= inside or {owner}
@@ -75,7 +75,7 @@ class Ledger:
     # --- what happens ---
 
     def backward(self, number: int, owners: Owners) -> None:
-        for owner in self._targets(owners):
+        for owner in sorted(self._targets(owners), key=lambda one: one.number):
             row = self.rows.setdefault(owner, {})
             row[number] = row.get(number, 0) + 1
             for key in self._lanes_on(owner):
@@ -111,7 +111,7 @@ class Ledger:
     def step(self, optimizer: Optimizer, event: Event) -> list[Lane]:
         owners = self.covered(lambda owner: self.owns(optimizer, owner))
         if not owners and optimizer.parts:
-            owners = [next(iter(optimizer.parts))]
+            owners = [min(optimizer.parts, key=lambda part: part.number)]
         return [self._close((optimizer, owner), event, self.rows.get(owner, {})) for owner in owners]
 
     def manual_step(self, owner: Owner, row: dict[int, Number], event: Event) -> Lane:

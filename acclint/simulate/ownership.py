@@ -132,7 +132,7 @@ class Ownership(Core):
     def parameters_of(self, value: Value) -> list[Value]:
         if type(value) is Param:
             return [value]
-        owners = sorted(value.owners, key=lambda owner: owner.name)
+        owners = sorted(value.owners, key=lambda owner: (owner.name, owner.number))
         made: list[Value] = [self.parameter(owner) for owner in owners]
         if value.named:
             return [(f"{param.owner.name}.weight", param) for param in made]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from acclint.program import NOWHERE, Class, Function, Span
@@ -51,10 +52,12 @@ class Num:
 class Owner:
     """A set of parameters: a module, a parameter tensor, or whatever unknown object holds them."""
 
-    __slots__ = ("name", "parents")
+    __slots__ = ("name", "number", "parents")
+    _made = count()
 
     def __init__(self, name: str, parent: Owner | None = None) -> None:
         self.name = name
+        self.number = next(Owner._made)  # sets of owners are gone through in this order
         self.parents: list[Owner] = [parent] if parent is not None else []
 
     def within(self, other: Owner) -> bool:
