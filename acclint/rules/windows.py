@@ -18,7 +18,6 @@ from acclint.simulate.trace import TAKEN, Backward, Event, Guard, Lane, Loop, Ru
 from acclint.simulate.values import Term
 from acclint.simulate.vocabulary import word_set
 
-TOLERANCE = 1e-6
 # What a function that is given the optimizer is for, by its name, when it is not zeroing or stepping.
 _HARMLESS = word_set("lr rate schedule scheduler warmup log save checkpoint state print")
 ORDER = (Confidence.LOW, Confidence.MEDIUM, Confidence.HIGH)

@@ -157,8 +157,6 @@ class Statements(Expressions):
                     signal = None
                 if signal is not None:
                     break
-            else:
-                pass
         finally:
             self.loops.pop()
             self.last_batch = False

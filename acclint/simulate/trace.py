@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from acclint.program import Span
@@ -171,12 +170,3 @@ class Run:
 
     def backward(self, number: int) -> Backward:
         return self.backwards[number]
-
-
-def scale_text(value: Number) -> str:
-    """A factor for people: 4, 0.25, 1/3."""
-    if isinstance(value, Fraction):
-        if value.denominator == 1:
-            return str(value.numerator)
-        return f"{value.numerator}/{value.denominator}" if value.denominator <= 64 else f"{float(value):.3g}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
