@@ -15,6 +15,7 @@ import click
 from acclint import Problem, __version__
 
 if TYPE_CHECKING:
+    from acclint.discover import Target
     from acclint.lint import Result
     from acclint.settings import Finder
 
@@ -82,6 +83,11 @@ def cli() -> None:
 @_list("--select", text="Only these rules: codes, prefixes, names, categories or ALL, separated by commas.")
 @_list("--ignore", text="Not these rules.")
 @_list("--extend-select", text="These rules besides those selected.")
+@click.option("--fix", is_flag=True, help="Rewrite what can be put right safely; each rewrite is proven first.")
+@click.option(
+    "--unsafe-fixes", is_flag=True, help="With --fix or --diff: also rewrites that may not be what you meant."
+)
+@click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
 @click.option("--min-severity", type=click.Choice(["error", "warning", "info"]), help="Default: warning.")
 @click.option("--min-confidence", type=click.Choice(["high", "medium", "low"]), help="Default: medium.")
 @click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", show_default=True)
@@ -95,6 +101,7 @@ def cli() -> None:
 @_list("--extend-exclude", metavar="GLOBS", text="Files and folders to leave out besides.")
 @click.option("--force-exclude", is_flag=True, help="Leave excluded files out even if they are given by name.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 though there are findings.")
+@click.option("--exit-non-zero-on-fix", is_flag=True, help="Exit with 1 if --fix changed a file.")
 @click.option("--no-cache", is_flag=True, help="Do not use the cache.")
 @click.option("--cache-dir", type=click.Path(), metavar="DIR", help="Where the cache lies.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. Default: one per CPU.")
@@ -107,10 +114,17 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
     from acclint.discover import discover
 
     finder = _finder(options)
+    fixes = options["fix"] or options["diff"]
+    if options["unsafe_fixes"] and not fixes:
+        _fail("--unsafe-fixes goes with --fix or --diff")
+    if "-" in paths and len(paths) > 1:
+        _fail("`-` cannot be combined with other paths")
+    if fixes and not options["show_files"]:
+        _fix(paths, finder, output_format, _colours(color), options)
+        return
     if "-" in paths:
-        if len(paths) > 1:
-            _fail("`-` cannot be combined with other paths")
-        result = _check_input(options, finder)
+        data, target = _input(options, finder)
+        result = lint.collect([lint.check_bytes(data, target)] if target is not None else [])
     elif options["stdin_filename"]:
         _fail("--stdin-filename names what `-` reads, but `-` is not among the paths")
     elif options["show_files"]:
@@ -122,15 +136,65 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
     else:
         jobs = options["jobs"] or _processors()
         result = lint.check(paths or (".",), finder, force_exclude=options["force_exclude"], jobs=jobs)
+    _print(result, output_format, _colours(color), options)
+    _end(result, options, _found(result))
+
+
+def _fix(
+    paths: tuple[str, ...], finder: Finder, output_format: str, color: bool | None, options: dict[str, Any]
+) -> None:
+    """`--fix` and `--diff`. With `-`, or with --diff, the report makes way on standard output for the text."""
+    from acclint import repair
+    from acclint.report import fixes
+
+    unsafe, dry = options["unsafe_fixes"], options["diff"]
+    if "-" in paths:
+        data, target = _input(options, finder)
+        if target is None:
+            sys.stdout.buffer.write(data)
+            return
+        repairs = repair.collect([repair.fix_bytes(data, target, unsafe)])
+        if not dry:
+            sys.stdout.buffer.write(repairs.repairs[0].new)
+            sys.stdout.buffer.flush()
+    else:
+        repairs = repair.fix(
+            paths or (".",),
+            finder,
+            unsafe=unsafe,
+            dry=dry,
+            force_exclude=options["force_exclude"],
+            jobs=options["jobs"] or _processors(),
+        )
+    if dry:
+        for text in fixes.diffs(repairs):
+            click.echo(text, color=color)
+    else:
+        _print(repairs.result, output_format, color, options, err="-" in paths)
+    if not options["quiet"] and (output_format != "json" or dry):
+        click.echo(fixes.summary(repairs, unsafe=unsafe, dry=dry), err=dry or "-" in paths, color=color)
+    changed = bool(repairs.fixed)
+    _end(
+        repairs.result,
+        options,
+        changed if dry else _found(repairs.result) or (changed and options["exit_non_zero_on_fix"]),
+    )
+
+
+def _end(result: Result, options: dict[str, Any], failed: bool) -> None:
+    """What went wrong beside the findings, then the exit code."""
     if not result.outcomes and not result.errors:
         _say("warning: no Python files found under the given paths")
-    _print(result, output_format, _colours(color), options)
     if options["verbose"]:
         for trace in result.tracebacks:
             click.echo(trace.rstrip(), err=True)
     _errors(result.errors)
-    if not options["exit_zero"] and any(finding.severity.rank > 0 for finding in result.findings):
+    if failed and not options["exit_zero"]:
         raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _found(result: Result) -> bool:
+    return any(finding.severity.rank > 0 for finding in result.findings)
 
 
 def _finder(options: dict[str, Any]) -> Finder:
@@ -150,25 +214,24 @@ def _finder(options: dict[str, Any]) -> Finder:
     return Finder(overrides, Path(options["config"]) if options["config"] else None, options["isolated"])
 
 
-def _check_input(options: dict[str, Any], finder: Finder) -> Result:
-    """Check standard input under the name, and with the settings, of `--stdin-filename`."""
-    from acclint import lint
+def _input(options: dict[str, Any], finder: Finder) -> tuple[bytes, Target | None]:
+    """Standard input under the name, and with the settings, of `--stdin-filename`; no target if that is excluded."""
     from acclint.discover import Target, is_excluded, shown
 
     path = Path(os.path.abspath(options["stdin_filename"] or "-"))
     data = sys.stdin.buffer.read()
     if options["force_exclude"] and options["stdin_filename"] and is_excluded(path, finder):
-        return lint.Result()
+        return data, None
     name = shown(path) if options["stdin_filename"] else "-"
-    return lint.collect([lint.check_bytes(data, Target(path, name, finder.find(path.parent)))])
+    return data, Target(path, name, finder.find(path.parent))
 
 
-def _print(result: Result, output_format: str, color: bool | None, options: dict[str, Any]) -> None:
-    """Everything for standard output. JSON stands there alone, so that it can be piped."""
+def _print(result: Result, output_format: str, color: bool | None, options: dict[str, Any], err: bool = False) -> None:
+    """Everything for standard output (or, with `err`, error output). JSON stands there alone, to be piped."""
     from acclint.report import concise, contributions, full, json, statistics, summary
 
     if output_format == "json":
-        click.echo((statistics.render_json if options["statistics"] else json.render)(result.findings))
+        click.echo((statistics.render_json if options["statistics"] else json.render)(result.findings), err=err)
         return
     width = shutil.get_terminal_size((120, 24)).columns
     parts = []
@@ -184,7 +247,7 @@ def _print(result: Result, output_format: str, color: bool | None, options: dict
     if not options["quiet"] and (result.outcomes or not result.errors):
         parts.append(summary.render(result, options["verbose"]))
     if parts:
-        click.echo(("\n" if output_format == "concise" else "\n\n").join(parts), color=color)
+        click.echo(("\n" if output_format == "concise" else "\n\n").join(parts), err=err, color=color)
 
 
 def _colours(choice: str) -> bool | None:

@@ -72,11 +72,15 @@ class Edit:
 
 @dataclass(frozen=True)
 class Fix:
-    """A rewrite. `applicability` is "safe", "unsafe" or "display"; a display fix has no edits."""
+    """A rewrite. `applicability` is "safe", "unsafe" or "display"; a display fix has no edits.
+
+    `reason` says why a rewrite that the rule has in mind is not offered here.
+    """
 
     applicability: str
     message: str
     edits: tuple[Edit, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from acclint.discover import Target, discover, reason
 from acclint.findings import (
@@ -17,7 +17,6 @@ from acclint.findings import (
     Confidence,
     FileResult,
     Finding,
-    Fix,
     LoopReport,
     Place,
     Related,
@@ -32,11 +31,14 @@ from acclint.source import Source, SourceError, Unit, parses, read, read_text
 from acclint.suppress import find_suppressions
 
 if TYPE_CHECKING:
+    from acclint.judge import Judged
     from acclint.rules.base import Report, Rule
     from acclint.simulate import LoopFacts
 
 # The text of a file as an editor shows it, by cell of a notebook; None is the whole file.
 Lines = Mapping[int | None, tuple[str, ...]]
+
+Work = TypeVar("Work")
 
 # Starting a worker costs about as much as checking this many files.
 _FILES_PER_WORKER = 12
@@ -62,6 +64,11 @@ class Outcome:
     lines: Lines = field(default_factory=dict)
     error: str = ""
     traceback: str = ""
+
+    @classmethod
+    def failed(cls, filename: str, error: str, traceback: str = "") -> Outcome:
+        """A file that could not be checked."""
+        return cls(FileResult(filename), error=error, traceback=traceback)
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,7 @@ def check(paths: Sequence[str], finder: Finder | None = None, *, force_exclude: 
     """
     finder = finder or Finder()
     found = discover(paths, finder, force_exclude)
-    outcomes = _run(found.targets, min(jobs, len(found.targets) // _FILES_PER_WORKER))
-    return collect(outcomes, found.errors)
+    return collect(run(found.targets, check_file, lambda outcome: outcome, jobs), found.errors)
 
 
 def collect(outcomes: Iterable[Outcome], errors: Sequence[str] = ()) -> Result:
@@ -114,31 +120,35 @@ def check_text(text: str, filename: str, settings: Settings | None = None) -> Fi
 # --- files and processes ---------------------------------------------------------------------------------------------
 
 
-def _run(targets: Sequence[Target], jobs: int) -> Iterator[Outcome]:
+def run(
+    targets: Sequence[Target], work: Callable[[Target], Work], lost: Callable[[Outcome], Work], jobs: int
+) -> Iterator[Work]:
+    """`work` for each file, in order, in at most `jobs` processes; `lost` is for a file that killed its process."""
+    jobs = min(jobs, len(targets) // _FILES_PER_WORKER)
     if jobs < 2:
-        yield from map(check_file, targets)
+        yield from map(work, targets)
         return
     # An interrupt ends a worker at once and without a traceback.
     with ProcessPoolExecutor(jobs, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)) as pool:
         try:
-            futures = [pool.submit(check_file, target) for target in targets]
+            futures = [pool.submit(work, target) for target in targets]
             for target, future in zip(targets, futures, strict=True):
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    yield _alone(target)
+                    yield _alone(target, work, lost)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _alone(target: Target) -> Outcome:
-    """Check a file in a process of its own, after a pool has died: only the file that killed it is lost."""
+def _alone(target: Target, work: Callable[[Target], Work], lost: Callable[[Outcome], Work]) -> Work:
+    """A file in a process of its own, after a pool has died: only the file that killed it is lost."""
     with ProcessPoolExecutor(1) as pool:
         try:
-            return pool.submit(check_file, target).result()
+            return pool.submit(work, target).result()
         except BrokenProcessPool:
-            return Outcome(FileResult(target.name), error=_internal(target.name, "the process died"))
+            return lost(Outcome.failed(target.name, _internal(target.name, "the process died")))
 
 
 def _internal(filename: str, what: str) -> str:
@@ -150,7 +160,7 @@ def check_file(target: Target) -> Outcome:
     try:
         data = target.path.read_bytes()
     except OSError as error:
-        return Outcome(FileResult(target.name), error=f"{target.name}: {reason(error)}")
+        return Outcome.failed(target.name, f"{target.name}: {reason(error)}")
     return check_bytes(data, target)
 
 
@@ -167,7 +177,7 @@ def check_bytes(data: bytes, target: Target) -> Outcome:
         return examine(source, target.settings, target.path)
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Outcome(FileResult(target.name), error=_internal(target.name, what), traceback=traceback.format_exc())
+        return Outcome.failed(target.name, _internal(target.name, what), traceback.format_exc())
 
 
 def examine(source: Source, settings: Settings, path: Path) -> Outcome:
@@ -176,15 +186,18 @@ def examine(source: Source, settings: Settings, path: Path) -> Outcome:
     findings = [_syntax("invalid-syntax", broken.message, broken.place) for broken in source.broken]
     loops: list[LoopReport] = []
     for unit in source.units:
-        found, seen, complete = _analyse(unit, rules, settings)
+        analysed = _analyse(unit, rules, settings)
         suppressions = find_suppressions(unit)
-        findings += [finding for row, finding in found if not suppressions.hides(finding.code, row)]
+        findings += [item for row, item in analysed.broken if not suppressions.hides(item.code, row)]
+        for rule, report in analysed.reports:
+            if not suppressions.hides(rule.code, report.span.row):
+                findings.append(_finding(source, unit, analysed, rule, report, settings))
         findings += [
             finding for finding in suppressions.invalid if not suppressions.hides(finding.code, finding.place.row)
         ]
-        if complete:
+        if not analysed.broken:
             findings += suppressions.unused(rules)
-        loops += seen
+        loops += analysed.loops
     outcome = _outcome(source.filename, findings, loops, settings, path)
     return replace(outcome, lines=source.lines) if outcome.result.findings else outcome
 
@@ -216,38 +229,39 @@ def _order(place: Place) -> tuple[int, int, int]:
 # --- one unit --------------------------------------------------------------------------------------------------------
 
 
-def _analyse(
-    unit: Unit, rules: frozenset[str], settings: Settings
-) -> tuple[list[tuple[int, Finding]], list[LoopReport], bool]:
-    """The findings of a unit with their rows in the unit, its loops, and whether the analysis came to its end."""
+class _Analysed(NamedTuple):
+    """What was made of a unit. `broken` says that, and where, the analysis did not come to its end."""
+
+    judged: Judged | None = None
+    reports: tuple[tuple[Rule, Report], ...] = ()
+    loops: tuple[LoopReport, ...] = ()
+    broken: tuple[tuple[int, Finding], ...] = ()
+
+
+def _analyse(unit: Unit, rules: frozenset[str], settings: Settings) -> _Analysed:
     trains = may_train(unit.text.encode("utf-8", "replace"))
     if not trains and parses(unit.text) is None:
-        return [], [], True
+        return _Analysed()
     # libcst is only needed from here on: to analyse, or to decide about text that the running Python refuses.
     from acclint.lift import LiftError, lift
 
     try:
-        program = lift(unit.text, unit.filename)
         if not trains:
-            return [], [], True
-        from acclint.simulate import analyze
+            lift(unit.text, unit.filename)
+            return _Analysed()
+        from acclint.judge import judge
 
-        analysis = analyze(
-            program,
-            accumulation_names=frozenset(settings.accumulation_names),
-            reductions={**dict.fromkeys(settings.mean_losses, "mean"), **dict.fromkeys(settings.sum_losses, "sum")},
-        )
+        judged = judge(unit.text, unit.filename, settings)
         chosen = [rule for rule in all_rules().values() if rule.code in rules]
-        reports = alone([(rule, report) for rule in chosen for report in rule.check(analysis)])
+        reports = alone([(rule, report) for rule in chosen for report in rule.check(judged.analysis)])
     except LiftError as error:
         row, column, code, message = error.row, error.column, error.kind, error.message
     except RecursionError:
         row, column, code, message = 1, 1, "too-complex", "the code is nested too deeply to be analysed"
     else:
-        findings = [(report.span.row, _finding(unit, rule, report)) for rule, report in reports]
-        return findings, [_loop(unit, loop) for loop in analysis.loops], True
+        return _Analysed(judged, tuple(reports), tuple(_loop(unit, loop) for loop in judged.analysis.loops))
     span = Span(row, column, row, column + 1)
-    return [(row, _syntax(code, message, unit.place(span)))], [], False
+    return _Analysed(broken=((row, _syntax(code, message, unit.place(span))),))
 
 
 def _syntax(code: str, message: str, place: Place) -> Finding:
@@ -255,9 +269,17 @@ def _syntax(code: str, message: str, place: Place) -> Finding:
     return Finding(code, code, severity, Confidence.HIGH, message, place)
 
 
-def _finding(unit: Unit, rule: Rule, report: Report) -> Finding:
-    # Until the fix is built from the intent, its text is advice.
-    fix = Fix("display", report.intent.message) if report.intent is not None else None
+def _finding(
+    source: Source, unit: Unit, analysed: _Analysed, rule: Rule, report: Report, settings: Settings
+) -> Finding:
+    fix = None
+    shown = (
+        report.severity.rank >= settings.min_severity.rank and report.confidence.rank >= settings.min_confidence.rank
+    )
+    if report.intents and shown and analysed.judged is not None:
+        from acclint.fix import fix_of
+
+        fix = fix_of(analysed.judged, rule, report, unit, source.lines)
     evidence: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
     return Finding(
         code=rule.code,

@@ -7,6 +7,7 @@ blocks of a Markdown page.
 from __future__ import annotations
 
 import ast
+import codecs
 import io
 import json
 import re
@@ -95,9 +96,12 @@ def read(data: bytes, filename: str) -> Source:
     lowered = filename.lower()
     if lowered.endswith(".ipynb"):
         return _read_notebook(data, filename)
-    if lowered.endswith((".md", ".markdown")):
-        return _read_markdown(_decode(data, "utf-8-sig"), filename)
-    return read_text(decode(data), filename)
+    text = decode(data, filename)
+    return _read_markdown(text, filename) if _is_markdown(filename) else read_text(text, filename)
+
+
+def _is_markdown(filename: str) -> bool:
+    return filename.lower().endswith((".md", ".markdown"))
 
 
 def read_text(text: str, filename: str) -> Source:
@@ -106,8 +110,13 @@ def read_text(text: str, filename: str) -> Source:
     return Source(filename, (Unit(filename, text),), lines={None: tuple(split_lines(text))})
 
 
-def decode(data: bytes) -> str:
-    """The text of a Python file: PEP 263 encoding comment, byte order mark, UTF-8 by default. Newlines stay."""
+def decode(data: bytes, filename: str) -> str:
+    """The text of a Python file: PEP 263 encoding comment, byte order mark, UTF-8 by default. Newlines stay.
+
+    Markdown pages are UTF-8. Raises SourceError.
+    """
+    if _is_markdown(filename):
+        return _decode(data, "utf-8-sig")
     try:
         encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     except SyntaxError as error:
@@ -116,6 +125,15 @@ def decode(data: bytes) -> str:
             raise SourceError(f"unknown encoding in the coding comment: {str(error).split(': ')[-1]}") from error
         encoding = "utf-8"
     return _decode(data, encoding)
+
+
+def encode(text: str, like: bytes, filename: str) -> bytes:
+    """The bytes of a text in the encoding, and with the byte order mark, of `like`. Raises UnicodeEncodeError."""
+    encoding = "utf-8"
+    if not _is_markdown(filename):
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(like).readline)
+    bom = codecs.BOM_UTF8 if like.startswith(codecs.BOM_UTF8) else b""
+    return bom + text.encode(encoding.removesuffix("-sig"))
 
 
 def _decode(data: bytes, encoding: str) -> str:

@@ -20,8 +20,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import acclint
+import acclint.judge
 import acclint.lift
-import acclint.simulate
 from acclint.cli import cli
 from acclint.findings import Confidence, FileResult, LoopReport, Place, Severity
 from acclint.gate import may_train
@@ -99,14 +99,14 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                     confidence,
                     notes=(("the window test", Span(row + 1, 8, row + 1, 24)),),
                     assumptions=(("`criterion` is taken as a mean", Span(2, 5, 2, 9)), ("k is 2 or more", None)),
-                    intent=Intent("divide", "safe", "divide the loss by `k`"),
+                    intents=(Intent("display", "divide the loss by `k`"),),
                     evidence={"k": {"expression": "k", "value": None, "simulated_as": 4}, "half": Fraction(1, 2)},
                 )
 
         return check
 
-    monkeypatch.setattr(acclint.simulate, "analyze", analyze)
-    monkeypatch.setattr(acclint.lift, "lift", lift)
+    monkeypatch.setattr(acclint.judge, "analyze", analyze)
+    monkeypatch.setattr(acclint.judge, "lift", lift)
     for code, rule in list(all_rules().items()):
         monkeypatch.setitem(all_rules(), code, replace(rule, check=lambda analysis: iter(())))
     checks = {

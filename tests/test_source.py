@@ -39,7 +39,7 @@ def only(data: bytes, filename: str) -> Unit:
     ],
 )
 def test_decodes_as_python_does(data: bytes, text: str | None) -> None:
-    decoded = decode(data)
+    decoded = decode(data, "train.py")
     if text is not None:
         assert decoded == text
     else:
@@ -57,10 +57,10 @@ def test_decodes_as_python_does(data: bytes, text: str | None) -> None:
 )
 def test_bytes_that_are_no_text_have_a_place(data: bytes, row: int, column: int, says: str) -> None:
     if not says:  # a mark and a comment that contradict each other: Python refuses; reading it as UTF-8 is kinder
-        assert decode(data)
+        assert decode(data, "train.py")
         return
     with pytest.raises(SourceError, match=says) as caught:
-        decode(data)
+        decode(data, "train.py")
     assert (caught.value.row, caught.value.column) == (row, column)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+import acclint.judge
 import acclint.lift
-import acclint.simulate
 from acclint.findings import Confidence, Severity
 from acclint.lint import check_text, examine
 from acclint.program import Span
@@ -42,8 +42,8 @@ def fake_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     def analyze(text: str, **options: Any) -> Any:
         return types.SimpleNamespace(text=text, loops=())
 
-    monkeypatch.setattr(acclint.simulate, "analyze", analyze)
-    monkeypatch.setattr(acclint.lift, "lift", lift)
+    monkeypatch.setattr(acclint.judge, "analyze", analyze)
+    monkeypatch.setattr(acclint.judge, "lift", lift)
     for code, rule in list(all_rules().items()):
         monkeypatch.setitem(all_rules(), code, replace(rule, check=lambda analysis: iter(())))
     checks = {

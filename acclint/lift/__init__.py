@@ -9,10 +9,14 @@ from __future__ import annotations
 import ast
 import re
 import warnings
+from typing import TYPE_CHECKING
 
 from acclint.program import Program, Stmt
 
-__all__ = ["LiftError", "lift"]
+if TYPE_CHECKING:
+    import libcst
+
+__all__ = ["LiftError", "lift", "parse_tree"]
 
 # libcst's native parser has no limits of its own: what is nested far more deeply overflows the stack.
 _MAX_BRACKETS = 200
@@ -73,30 +77,39 @@ def _lower(text: str) -> tuple[Stmt, ...]:
 
 def _lower_newer(text: str, error: SyntaxError | ValueError) -> tuple[Stmt, ...]:
     """What the running Python refuses with `error`: libcst decides whether it is only newer."""
+    from acclint.lift import from_libcst
+
     row, column = getattr(error, "lineno", None) or 1, getattr(error, "offset", None) or 1
+    message = str(getattr(error, "msg", "") or "invalid syntax")
+    return from_libcst.lower(text, _parse_tree(text, row, column, message))
+
+
+def parse_tree(text: str) -> libcst.Module:
+    """The libcst tree of a text. Raises `LiftError`, also for what libcst's parser would not survive."""
+    return _parse_tree(text, 1, 1, "invalid syntax")
+
+
+def _parse_tree(text: str, row: int, column: int, message: str) -> libcst.Module:
+    """`row`, `column` and `message` are what another parser said; libcst's are not for users."""
     if _is_too_deep(text):
-        raise LiftError("the code is nested too deeply", row, column, "too-complex") from error
+        raise LiftError("the code is nested too deeply", row, column, "too-complex")
 
     import libcst
 
-    from acclint.lift import from_libcst
-
     try:
-        module = libcst.parse_module(text)
+        return libcst.parse_module(text)
     except libcst.ParserSyntaxError as caught:
         same_row = caught.raw_line == row
-        message = str(getattr(error, "msg", "") or "invalid syntax") if same_row else "invalid syntax"
-        raise LiftError(message, caught.raw_line, caught.raw_column + 1, "invalid-syntax") from caught
+        said = message if same_row else "invalid syntax"
+        raise LiftError(said, caught.raw_line, caught.raw_column + 1, "invalid-syntax") from caught
     except (RecursionError, MemoryError):
         raise
     except Exception as caught:  # what its checks of single nodes raise, for instance
-        message = str(getattr(error, "msg", "") or "invalid syntax")
         raise LiftError(message, row, column, "invalid-syntax") from caught
     except BaseException as caught:
         if type(caught).__name__ == "PanicException":  # of the native parser; it is no Exception
             raise LiftError("the parser cannot read this", row, column, "too-complex") from caught
         raise
-    return from_libcst.lower(text, module)
 
 
 def _is_too_deep(text: str) -> bool:

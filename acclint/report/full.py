@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-from acclint.findings import Confidence, Finding, Place
+from acclint.findings import Confidence, Finding, Fix, Place
 from acclint.lint import Lines, Result
 from acclint.report.style import bold, coloured, faint, label, location
 
@@ -50,12 +50,19 @@ def finding(item: Finding, lines: Lines, width: int = 100) -> str:
         notes.append(f"{item.confidence.value} confidence{', assuming that:' if assumed else ''}")
         notes += [f"  - {text}" for text in assumed]
     if item.fix is not None and item.fix.message:
-        notes.append(f"help: {item.fix.message}")
+        notes.append(f"help: {item.fix.message}{_how(item.fix)}")
     gutter = _gutter(here)
     if notes and len(parts) > 1:
         parts.append(faint(f"{'':>{gutter}}|"))
     parts += [line for note in notes for line in _wrap(note, gutter, width)]
     return "\n".join(parts)
+
+
+def _how(fix: Fix) -> str:
+    """How to have a rewrite made, or why acclint does not offer it."""
+    if fix.edits:
+        return " (--fix)" if fix.applicability == "safe" else " (--fix --unsafe-fixes)"
+    return f" (by hand: {fix.reason})" if fix.reason else ""
 
 
 def _wrap_head(styled: str, message: str, width: int) -> str:

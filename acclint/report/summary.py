@@ -17,7 +17,9 @@ def render(result: Result, verbose: bool = False) -> str:
     found = result.findings
     if found:
         files = len({finding.place.filename for finding in found})
-        first = f"{plural(len(found), 'finding')} in {plural(files, 'file')}"
+        fixable = sum(1 for finding in found if finding.fix is not None and finding.fix.edits)
+        told = f" ({fixable} fixable)" if fixable else ""
+        first = f"{plural(len(found), 'finding')}{told} in {plural(files, 'file')}"
     else:
         first = "No findings"
     parts = [first, *_hidden(result.hidden)]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Report, Rule
+from acclint.rules.rewrites import divide, smaller_gradient
 from acclint.rules.straight import straight_calls
 from acclint.rules.windows import View, held, inside, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Backward, Run
@@ -140,7 +141,16 @@ def _straight(view: View, calls: list[Backward]) -> Report:
         weaker(view.confidence, Confidence.MEDIUM),
         notes=(*((f"part {i} of {k}", call.span) for i, call in enumerate(calls[1:], 2)), *view.related()),
         assumptions=tuple(view.notes()),
+        intents=(_division(view, calls, str(k)),),
         evidence=view.proof(),
+    )
+
+
+def _division(view: View, calls: list[Backward], by: Span | str) -> Intent:
+    return Intent(
+        "safe",
+        f"divide the loss by {view.k_phrase()} in the backward call: {smaller_gradient(view)}",
+        divide(calls, by) if by else (),
     )
 
 
@@ -219,6 +229,7 @@ def _undivided(view: View) -> Iterator[Report]:
             weaker(*levels),
             notes=tuple(view.related()),
             assumptions=tuple(assumptions),
+            intents=(_division(view, [backward], view.k_place),),
             evidence=view.proof(),
         )
 

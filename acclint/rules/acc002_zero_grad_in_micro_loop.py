@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Report, Rule
+from acclint.rules.rewrites import divide, undivided, zero_behind_update
 from acclint.rules.windows import View, held, owner_phrase, turning, views, weaker
 from acclint.simulate.trace import Event, Run, Window
 
@@ -103,13 +104,11 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     used = {number for lane in run.lanes for window in lane.windows if window.update for number in window.row}
     found: list[Report] = []
     for view in views(analysis, run):
-        hits: dict[Event, list[Window]] = {}
         places: dict[Span, list[tuple[Event, Window]]] = {}
         for window in view.closed:
             for event in _discarding(view, window, used):
                 places.setdefault(event.span, []).append((event, window))
                 break
-        del hits
         for span, cases in places.items():
             if len(cases) * 2 < len(view.closed):
                 continue
@@ -176,6 +175,10 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
             "gradient, "
             "so nothing is learnt from the loss"
         )
+    zeros = [one for one in view.run.of("zero") if _beside(one, event)]
+    # Alone, the zeroing would make way for an undivided sum.
+    divisions = divide(undivided(view, [window]), view.k_place) if kept and view.k > 1 else ()
+    told = "zero the gradients behind the update" + (f", and divide the loss by {k}" if divisions else "")
     confidence = weaker(view.confidence, Confidence.HIGH)
     if view.micro is not None and view.micro.kind == "call":
         confidence = Confidence.LOW
@@ -186,8 +189,19 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
         confidence,
         notes=tuple(view.related()),
         assumptions=view.notes(),
+        intents=tuple(
+            Intent("safe", f"{told}: every micro-batch then counts", (*way, *divisions))
+            for way in zero_behind_update(view, zeros)
+        ),
         evidence=view.proof(),
     )
+
+
+def _beside(one: Event, other: Event) -> bool:
+    """Whether two events happen in the same loop under the same conditions."""
+    return [loop.span for loop, _ in one.loops] == [loop.span for loop, _ in other.loops] and [
+        guard.span for guard in one.guards
+    ] == [guard.span for guard in other.guards]
 
 
 RULE = Rule(

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
-from acclint.rules.base import Report, Rule
+from acclint.knowledge.schedulers import scheduler_kind
+from acclint.rules.base import Intent, Move, Report, Resize, Rule
 from acclint.rules.windows import View, held, views, weaker
 from acclint.simulate.trace import Event, Loop, Run
 from acclint.simulate.values import Num, Scheduler, Value, numeric, roots_of
@@ -200,6 +201,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             confidence,
             notes=tuple(notes),
             assumptions=tuple(assumptions),
+            intents=_per_update(view, events[0], sized=unit == "updates"),
             evidence=view.proof(),
         )
     if unit:
@@ -215,9 +217,32 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             weaker(confidence, Confidence.HIGH),
             notes=(("the scheduler step", events[0].span), *view.related()),
             assumptions=view.notes(),
+            intents=_resized(view, scheduler) if unit == "micro-batches" else (),
             evidence=view.proof(),
         )
     return None
+
+
+def _per_update(view: View, step: Event, *, sized: bool) -> tuple[Intent, ...]:
+    """Move the scheduler's step behind the update: safe where the schedule is known to be sized in updates."""
+    if view.update is None:
+        return ()
+    told = f"step the scheduler once per update: the schedule then takes {view.k_phrase()} times as long"
+    return (Intent("safe" if sized else "unsafe", told, (Move(step.span, behind=view.update.span),)),)
+
+
+def _resized(view: View, scheduler: Scheduler) -> tuple[Intent, ...]:
+    """Count the schedule's length in updates. Unsafe: it may be meant to stop early."""
+    kind = scheduler_kind(scheduler.kind)
+    by = view.k_place
+    lengths = [count for count in kind.counts if count.unit != "epochs"] if kind is not None and by else []
+    told = f"divide the length of the schedule by {view.k_phrase()}: it then ends with the training"
+    given = scheduler.attrs["<counts>"]
+    return tuple(
+        Intent("unsafe", told, (Resize(scheduler.span, count.name, count.position, by),))
+        for count in lengths
+        if roots_of(given.get(count.name)) or numeric(given.get(count.name)) is not None
+    )
 
 
 def _in_update_loop(view: View, events: list[Event]) -> bool:

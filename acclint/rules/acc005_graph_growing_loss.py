@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Detach, Intent, Report, Rule
 from acclint.rules.windows import held, turning, weaker
 from acclint.simulate.trace import Event, Loop, Run
 from acclint.simulate.values import Term
@@ -105,6 +105,10 @@ on the loss yet, since the sum might be meant for it.
 """
 
 
+# A statement that keeps more values than these at once is not rewritten.
+_VALUES = 4
+
+
 def check(analysis: Analysis) -> Iterator[Report]:
     yield from held(analysis, _judge)
 
@@ -178,8 +182,19 @@ def _outputs(run: Run, event: Event) -> Report | None:
         severity,
         weaker(level, _reach(event)),
         notes=(("the loop over batches", loop.span),),
+        intents=_detaching(event.span, name, after_backward=all(sent)),
         evidence={"scope": list(loop.span)},
     )
+
+
+def _detaching(span: Span, name: str, *, after_backward: bool) -> tuple[Intent, ...]:
+    """Ways to cut the graph off: which of the values written there holds it is for the proof to say."""
+    if after_backward:
+        told = f"keep the value without its graph: `{name}` has the same numbers, and no synchronisation is added"
+    else:
+        told = f"keep the value without its graph; wrong if backward is to be called on `{name}`"
+    applicability = "safe" if after_backward else "unsafe"
+    return tuple(Intent(applicability, told, (Detach(span, part),)) for part in range(_VALUES))
 
 
 def _reach(event: Event) -> Confidence:
@@ -223,6 +238,7 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
             Severity.WARNING,
             level,
             notes=(("the loop over micro-batches", loop.span),),
+            intents=_detaching(span, name, after_backward=True),
             evidence={"scope": list(loop.span)},
         )
     return Report(
@@ -233,6 +249,7 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
         Severity.ERROR,
         level,
         notes=(("the loop over batches", loop.span),),
+        intents=_detaching(span, name, after_backward=False),
         evidence={"scope": list(loop.span)},
     )
 

@@ -10,7 +10,7 @@ from acclint.findings import Severity
 from acclint.knowledge.names import is_accumulation_name, is_interval_name
 from acclint.program import Span
 from acclint.rules.acc007_leftover_micro_batches import steps_inside
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Negate, Report, Rule, Shift
 from acclint.rules.windows import View, held, inside, owner_phrase, views
 from acclint.simulate.trace import Event, Guard, Loop, Run, Window
 from acclint.simulate.values import numeric, roots_of
@@ -131,7 +131,7 @@ def _weighs_one(view: View, window: Window) -> bool:
     return view.scale_known and abs(sum(abs(float(weight)) for weight in weights) - 1) < 1e-6
 
 
-def _report(view: View, place: Span, message: str, severity: Severity) -> Report:
+def _report(view: View, place: Span, message: str, severity: Severity, intents: tuple[Intent, ...] = ()) -> Report:
     return Report(
         place,
         message,
@@ -139,8 +139,14 @@ def _report(view: View, place: Span, message: str, severity: Severity) -> Report
         view.confidence,
         notes=tuple(one for one in view.related() if one[1] != place),
         assumptions=view.notes(),
+        intents=intents,
         evidence=view.proof(),
     )
+
+
+def _later(test: Span, by: int, told: str) -> tuple[Intent, ...]:
+    """Shift a window test alone, or wherever it stands in its loop."""
+    return tuple(Intent("safe", told, (Shift(test, by, everywhere),), regroups=True) for everywhere in (False, True))
 
 
 def _varying(view: View, gate: Guard) -> Report | None:
@@ -191,6 +197,7 @@ def _late(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is true one micro-batch late: each update of {owner_phrase(view)} sums {modulus + 1} "
         f"micro-batches, and the loss is divided by {modulus}",
         Severity.WARNING,
+        _later(gate.span, -1, f"let the test come true after {modulus} micro-batches"),
     )
 
 
@@ -326,6 +333,12 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update "
         f"of {owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
         Severity.WARNING,
+        _later(
+            gate.span,
+            sizes[0] if 2 * sizes[0] <= view.k else sizes[0] - view.k,
+            f"let the test come true at the {view.k_phrase()}-th micro-batch: the first window is then as long as the "
+            "others",
+        ),
     )
 
 
@@ -350,6 +363,14 @@ def _inverted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is the wrong way round: {owner_phrase(view)} is stepped on every micro-batch except each "
         f"{view.k_text or modulus}-th",
         Severity.ERROR,
+        (
+            Intent(
+                "safe",
+                f"turn the test round: one update for {view.k_phrase()} micro-batches",
+                (Negate(gate.span),),
+                regroups=True,
+            ),
+        ),
     )
 
 

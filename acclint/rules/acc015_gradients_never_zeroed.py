@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Report, Rule, Zero
 from acclint.rules.windows import View, held, owner_phrase, views, weaker
 from acclint.simulate.trace import Run
 
@@ -123,6 +123,14 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 weaker(*levels),
                 notes=tuple(one for one in view.related() if one[1] != update.span),
                 assumptions=assumptions,
+                intents=(
+                    Intent(
+                        "safe",
+                        "zero the gradients behind the update; a learning rate tuned with the growing gradients may "
+                        "have to be raised",
+                        (Zero(update.span, view.lane.optimizer.name),) if view.lane.optimizer is not None else (),
+                    ),
+                ),
                 evidence=view.proof(),
             ),
         )

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.acc001_missing_loss_division import undivided_sites
-from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held, owner_phrase, scale_severity, views, weaker
-from acclint.simulate.trace import Run
+from acclint.rules.base import Action, Intent, Move, Report, Rule
+from acclint.rules.rewrites import divide, smaller_gradient
+from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
+from acclint.simulate.trace import Backward, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -121,10 +122,19 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                     weaker(view.confidence, view.evidence, Confidence.HIGH),
                     notes=(("backward runs here, on the undivided loss", run.backwards[number].span), *view.related()),
                     assumptions=view.notes(),
+                    intents=_intents(view, event.span, run.backwards[number]),
                     evidence=view.proof(),
                 ),
             )
     return list(found.values())
+
+
+def _intents(view: View, division: Span, backward: Backward) -> tuple[Intent, ...]:
+    ways: list[tuple[str, tuple[Action, ...]]] = [
+        ("divide before the backward pass", (Move(division, before=backward.span),)),
+        ("divide in the backward call", divide([backward], view.k_place)),
+    ]
+    return tuple(Intent("safe", f"{told}: {smaller_gradient(view)}", actions) for told, actions in ways)
 
 
 RULE = Rule(

@@ -13,26 +13,117 @@ if TYPE_CHECKING:
     from acclint.simulate import Analysis
 
 
-@dataclass(frozen=True)
-class Intent:
-    """What the fix of a finding wants done, in the terms of the program; acclint.fix turns it into edits.
+# --- what a fix wants done: each action names places by their spans; acclint.fix turns it into edits -----------------
 
-    `action` is one of: divide, move, insert, remove, detach, replace. `applicability` is safe, unsafe or display.
+
+@dataclass(frozen=True)
+class Divide:
+    """Send `loss / by` backward instead of the loss. `call` is the backward call.
+
+    `argument` says whether the loss is the first argument of the call (`accelerator.backward(loss)`) or what backward
+    is called on. `by` is the expression in the user's own words, or the place where it is written.
     """
 
-    action: str
+    call: Span
+    by: Span | str
+    argument: bool = False
+
+
+@dataclass(frozen=True)
+class Move:
+    """Put the statement at `target` behind the statement at `behind`, or before the one at `before`."""
+
+    target: Span
+    behind: Span | None = None
+    before: Span | None = None
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Take the statement at `target` away."""
+
+    target: Span
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Zero the gradients of `optimizer` behind the update at `update` (`opt.step()`, `scaler.step(opt)`)."""
+
+    update: Span
+    optimizer: str
+
+
+@dataclass(frozen=True)
+class Detach:
+    """Cut the graph off what the statement or call at `target` keeps: off the value number `part` written in it."""
+
+    target: Span
+    part: int = 0
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Make the window test at `test` come true `by` micro-batches later than its counter says.
+
+    `everywhere` also shifts the same test where it stands again in the loop.
+    """
+
+    test: Span
+    by: int
+    everywhere: bool = False
+
+
+@dataclass(frozen=True)
+class Negate:
+    """Turn the condition at `test` round."""
+
+    test: Span
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Put the statements at `targets`, which follow each other, under `if test:`."""
+
+    targets: tuple[Span, ...]
+    test: str
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Divide a length that is given to the call at `call` by `by`, rounded up.
+
+    The length is the argument called `argument`, or the one at `position` (from 0).
+    """
+
+    call: Span
+    argument: str
+    position: int | None
+    by: Span | str
+
+
+Action = Divide | Move | Remove | Zero | Detach | Shift | Negate | Guard | Resize
+
+
+@dataclass(frozen=True)
+class Intent:
+    """One rewrite: its actions only make sense together.
+
+    `applicability` is safe, unsafe or display (advice, without actions); `message` says what changes. `regroups` says
+    that micro-batches come into other windows than before.
+    """
+
     applicability: str
     message: str
-    target: Span | None = None
-    anchor: Span | None = None
-    text: str = ""
+    actions: tuple[Action, ...] = ()
+    regroups: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
     """What a check yields: where, what happens, how sure; acclint.lint makes a Finding of it.
 
-    `notes` are related places, `assumptions` what was taken for granted (with the place, or None).
+    `notes` are related places, `assumptions` what was taken for granted (with the place, or None). `intents` are ways
+    to put it right, the best one first: the first that can be proven is the fix.
     """
 
     span: Span
@@ -41,7 +132,7 @@ class Report:
     confidence: Confidence = Confidence.HIGH
     notes: tuple[tuple[str, Span], ...] = ()
     assumptions: tuple[tuple[str, Span | None], ...] = ()
-    intent: Intent | None = None
+    intents: tuple[Intent, ...] = ()
     evidence: dict[str, object] = field(default_factory=dict, compare=False, hash=False)
 
 

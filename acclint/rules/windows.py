@@ -220,6 +220,20 @@ class View:
             return name
         return ""
 
+    @cached_property
+    def k_place(self) -> Span | str:
+        """Where k is written in the window test or the loop over micro-batches; else its name, "" if it has none."""
+        gate, micro = self.gate, self.micro
+        if gate is not None and gate.bound_span is not None:
+            return gate.bound_span
+        if gate is not None:
+            for span in self.texts.moduli:
+                if inside(span, gate.span):
+                    return self.texts.operands[span]
+        if micro is not None and micro.level == "window":
+            return self.texts.counts.get(micro.span) or self.k_text
+        return self.k_text
+
     def k_phrase(self) -> str:
         """`args.accum` (simulated as 4), or the number."""
         return f"`{self.k_text}`" if self.k_text and not self.k_text.isdigit() else str(self.k)

@@ -16,7 +16,7 @@ from acclint.simulate import values as v
 from acclint.simulate.entries import drive
 from acclint.simulate.facts import LoopFacts, describe
 from acclint.simulate.machine import Machine
-from acclint.simulate.scan import Scanner, bodies, children, expressions, text
+from acclint.simulate.scan import Scanner, bodies, children, counted, expressions, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import PyRaise
 from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
@@ -58,6 +58,8 @@ class Analysis:
     divisors: dict[Span, str] = field(default_factory=dict)
     moduli: dict[Span, str] = field(default_factory=dict)
     receivers: dict[Span, str] = field(default_factory=dict)
+    operands: dict[Span, Span] = field(default_factory=dict)  # of a remainder: the place of its modulus
+    counts: dict[Span, str] = field(default_factory=dict)  # of a loop: how many turns it makes, in the text's words
     functions: dict[str, list[p.Function]] = field(default_factory=dict)
 
     @property
@@ -186,6 +188,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
             if isinstance(stmt, p.For):
                 analysis.texts[stmt.span] = text(stmt.iterable)
                 analysis.texts[stmt.iterable.span] = text(stmt.iterable)
+                analysis.counts[stmt.span] = counted(stmt.iterable)
             if isinstance(stmt, p.Augment):
                 analysis.texts[stmt.span] = f"{text(stmt.target)} {stmt.op}= {text(stmt.value)}"
                 if stmt.op == "/" and world.is_accumulation(text(stmt.value).rpartition(".")[2]):
@@ -214,6 +217,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                         if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
                             world.k_divisions.add(one.span)
                     if one.op == "%":  # type: ignore[attr-defined]
+                        analysis.operands[one.span] = one.right.span  # type: ignore[attr-defined]
                         analysis.moduli[one.span] = text(one.right)  # type: ignore[attr-defined]
                 elif kind is p.Call:
                     assert isinstance(one, p.Call)

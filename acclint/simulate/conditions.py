@@ -208,6 +208,7 @@ class Conditions(Methods):
                 if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
                     self.learn_k(limit, roots_of(bound), in_test=True)
                 guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
+                guard.bound_span = said.span
                 guard.roots |= roots_of(bound) | roots_of(counter)
                 return
 

@@ -509,7 +509,7 @@ def _autograd_backward(m: Machine, args: list[Value], keywords: dict[str, Value]
     values = m.listed(args[0]) if args and isinstance(args[0], (list, tuple)) else args[:1]
     for value in values:
         if type(value) in (Tensor, Opaque):
-            m.backward(value, span)
+            m.backward(value, span, via="autograd")
     return None
 
 

@@ -307,6 +307,21 @@ def children(expr: p.Expr) -> list[p.Expr]:
     return []
 
 
+def counted(iterable: p.Expr) -> str:
+    """How many turns a loop over `iterable` makes, in the words of the text; "" if they do not say."""
+    if isinstance(iterable, (p.Name, p.Attr)):
+        return f"len({text(iterable)})"
+    if not isinstance(iterable, p.Call) or not iterable.args:
+        return ""
+    name = text(iterable.func).rpartition(".")[2]
+    if name in ("chunk", "tensor_split"):
+        own = isinstance(iterable.func, p.Attr)
+        return text(iterable.args[0]) if own else text(iterable.args[1]) if len(iterable.args) > 1 else ""
+    if name == "range":
+        return text(iterable.args[0]) if len(iterable.args) == 1 else ""
+    return counted(iterable.args[0]) if name in ("enumerate", "zip", "tqdm", "trange", "list", "reversed") else ""
+
+
 def text(expr: p.Expr) -> str:
     """A short rendering of an expression, the same for the same text: for names and keys."""
     if isinstance(expr, p.Name):

@@ -46,6 +46,7 @@ class Guard:
     roots: frozenset[str] = frozenset()
     counter: Any = None
     bound: str = ""
+    bound_span: Span | None = None
     unknown: bool = False
     key: str = ""
 
