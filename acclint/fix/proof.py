@@ -17,7 +17,7 @@ from acclint.judge import Judged
 from acclint.program import Span
 from acclint.rules.base import Detach, Intent, Report, Rule
 from acclint.simulate.facts import common_size, window_size
-from acclint.simulate.trace import Lane, Run, Window
+from acclint.simulate.trace import Backward, Lane, Run, Window
 from acclint.source import split_lines
 
 # Events whose number a rewrite may not change, unless it is about them.
@@ -72,12 +72,22 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Update:
-    """One window of a lane. `right` says whether every micro-batch of it, and nothing else, has its right weight."""
+    """One window of a lane.
+
+    `stale`: it holds micro-batches that an earlier update has used. `lost`: some of its own are missing. `scaled`: each
+    has its right weight, as far as weights are known; `excess`: they weigh more than one batch together.
+    """
 
     size: int
     full: bool
-    right: bool
+    stale: bool
+    lost: bool
+    scaled: bool
     excess: bool
+
+    @property
+    def right(self) -> bool:
+        return self.scaled and not self.stale and not self.lost
 
 
 def _runs(before: Judged, after: Judged, rule: Rule, report: Report, intent: Intent) -> Iterator[str]:
@@ -123,18 +133,34 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
         if not intent.regroups:
             if len(was) != len(then):
                 yield "the number of updates would change"
-            elif any(a.right and not b.right and (b.full or b.excess) for a, b in zip(was, then, strict=True)):
+            elif any(_worse(a, b) for a, b in zip(was, then, strict=True)):
                 yield "an update that is right now would be wrong"
         elif _share(then) < _share(was):
             yield "more updates would be wrong than now"
+        if sum(update.size == 0 for update in then) > sum(update.size == 0 for update in was):
+            yield "an update would run without a gradient"
         mine = rule.category in ("gradient", "window") and base and (not about or new.name in about)
-        if mine and was and not _good(then):
+        if mine and was and not _good(then, scaled=rule.category == "gradient"):
             yield "an update would still not be right"
 
 
-def _good(updates: list[_Update]) -> bool:
-    """Every full window is right, and no other one is too large."""
-    return any(one.full for one in updates) and all(one.right if one.full else not one.excess for one in updates)
+def _worse(was: _Update, then: _Update) -> bool:
+    return (
+        (then.stale and not was.stale)
+        or (then.lost and not was.lost)
+        or (then.excess and not was.excess)
+        or (then.full and was.right and not then.scaled)
+    )
+
+
+def _good(updates: list[_Update], *, scaled: bool) -> bool:
+    """Every full window holds its own micro-batches and no others (with their right weights, if `scaled`)."""
+    full = [one for one in updates if one.full]
+    return (
+        bool(full)
+        and all(not one.stale and not one.lost and (one.scaled or not scaled) for one in full)
+        and not any(one.stale for one in updates)
+    )
 
 
 def _share(updates: list[_Update]) -> float:
@@ -156,26 +182,35 @@ def _updates(run: Run, lane: Lane) -> list[_Update]:
 def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
     size = window_size(run, window)
     seen = [run.backwards[number] for number in window.seen if not run.backwards[number].replay]
-    stale = bool(used & set(window.row))
     unsure = any(event.data.get("unsure") for event in window.edits)
-    right = not stale
+    scaled = True
     total: dict[tuple[Span, ...], float] = {}
     for backward in seen:
-        amount = float(window.row.get(backward.number, 0))
-        if amount == 0:
-            right = False
-        if unsure or not backward.known_scale:
+        amount = abs(float(window.row.get(backward.number, 0)))
+        summed, weight = _weight(backward)
+        if unsure or not backward.known_scale or not amount:
             continue
-        weight = max((float(weight) for _, weight in backward.terms), key=abs, default=1.0)
-        term = max(backward.terms, key=lambda one: abs(float(one[1])), default=None)
-        summed = term is not None and term[0].reduction == "sum"
-        part = abs(amount * weight) if summed else abs(amount * weight) * max(k, 1)
-        if abs(part - 1) > _EXACT:
-            right = False
+        scaled = scaled and abs(amount * weight * (1 if summed else max(k, 1)) - 1) < _EXACT
         if not summed:
-            total[backward.site] = total.get(backward.site, 0.0) + abs(amount * weight)
-    excess = stale or any(amount > 1 + _EXACT for amount in total.values())
-    return _Update(size, size == k, right, excess)
+            total[backward.site] = total.get(backward.site, 0.0) + amount * weight
+    return _Update(
+        size,
+        full=size == k,
+        stale=bool(used & set(window.row)),
+        lost=any(not window.row.get(backward.number) for backward in seen),
+        scaled=scaled,
+        excess=any(amount > 1 + _EXACT for amount in total.values()),
+    )
+
+
+def _weight(backward: Backward) -> tuple[bool, float]:
+    """Whether the loss is a sum, and the weight with which it is sent: of all its terms that one place makes."""
+    sites: dict[tuple[Span, ...], float] = {}
+    summed = False
+    for term, weight in backward.terms:
+        sites[term.site] = sites.get(term.site, 0.0) + abs(float(weight))
+        summed = summed or term.reduction == "sum"
+    return summed, max(sites.values(), default=1.0)
 
 
 def _owners(report: Report) -> set[object]:

@@ -167,27 +167,46 @@ class _Rewriter:
     # --- statements ---
 
     def move(self, action: base.Move) -> None:
-        small = self.tree.statement(action.target)
         anchor = action.behind if action.behind is not None else action.before
         assert anchor is not None
+        guarded = self.tree.conditional(action.target)
+        if guarded is not None:
+            self._move_conditional(guarded, self.tree.statement(anchor), behind=action.behind is not None)
+            return
+        small = self.tree.statement(action.target)
         place = self.tree.statement(anchor)
         if small is place:
             raise Refused("the statement is already there")
         if self.tree.function(small) is not self.tree.function(place):
             raise Refused("the statement would have to move into another function")
+        if not set(self.tree.loops(small)) <= set(self.tree.loops(place)):
+            raise Refused("the statement would have to move out of its loop")
         if action.before is not None:
             self._check_earlier(small, place)
         comments = self._take(small)
         self.insert(place, _plain(small), behind=action.behind is not None, comments=comments)
 
+    def _move_conditional(self, guarded: cst.If, place: cst.BaseSmallStatement, *, behind: bool) -> None:
+        """Move an `if` within its block, beside the statement there that holds `place`."""
+        block = self.tree.block(guarded)
+        around = [self.tree.line(place), *self.tree.above(self.tree.line(place))]
+        beside = next((one for one in around if self.tree.parent(one) is block), None) if block in around else None
+        if beside is None or beside is guarded:
+            raise Refused("the condition would have to move into another block")
+        self.drop(guarded)
+        moved = guarded.deep_clone()
+        (self.changer.behind if behind else self.changer.before).setdefault(beside, []).append(moved)
+
     def _check_earlier(self, small: cst.BaseSmallStatement, place: cst.BaseSmallStatement) -> None:
         """Raise Refused if something between `place` and `small` reads what `small` assigns."""
+        assigned = {name for target in _targets(small) for name in reads(target)}
+        if not assigned:
+            return
         lines = self.tree.line(place), self.tree.line(small)
         block = self.tree.block(lines[0])
         body = list(block.body)
         if self.tree.parent(lines[1]) is not block:
             raise Refused("the statement stands under another condition")
-        assigned = {name for target in _targets(small) for name in reads(target)}
         between = body[body.index(cast("Line", lines[0])) + 1 : body.index(cast("Line", lines[1]))]
         if any(assigned & set(reads(line)) for line in between):
             raise Refused("what stands between reads the value")
@@ -284,18 +303,25 @@ class _Rewriter:
                 self._clear_line(line, keep=line is keep)
 
     def _drop_around(self, home: cst.IndentedBlock | cst.Module) -> bool:
-        """Remove the loop over parameters, or the plain condition, that has nothing left to do."""
-        owner = self.tree.parent(home) if isinstance(home, cst.IndentedBlock) else home
-        if isinstance(owner, cst.For) and owner.orelse is None:
-            needless = isinstance(owner.iter, cst.Call) and "parameters" in self.tree.code(owner.iter.func)
-        else:
-            plain = isinstance(owner, cst.If) and owner.orelse is None
-            needless = plain and not any(True for _ in self.tree.inside(cast("cst.If", owner).test, cst.Call))
-        outer = self.tree.parent(owner) if needless else home
-        if not needless or not isinstance(outer, (cst.IndentedBlock, cst.Module)) or len(outer.body) == 1:
+        """Remove the loops over parameters, or the plain condition, that have nothing left to do."""
+        owner: cst.CSTNode | None = None
+        block: cst.CSTNode = home
+        while isinstance(block, cst.IndentedBlock) and len(block.body) == (1 if owner else len(home.body)):
+            around = self.tree.parent(block)
+            if not self._is_needless(around):
+                break
+            owner, block = around, self.tree.parent(around)
+        if owner is None or not isinstance(block, (cst.IndentedBlock, cst.Module)) or len(block.body) == 1:
             return False
         self.drop(owner)
         return True
+
+    def _is_needless(self, statement: cst.CSTNode) -> bool:
+        """Whether a statement does nothing but run its block."""
+        if isinstance(statement, cst.For) and statement.orelse is None:
+            return "param" in self.tree.code(statement.iter)
+        plain = isinstance(statement, cst.If) and statement.orelse is None
+        return plain and not any(True for _ in self.tree.inside(cast("cst.If", statement).test, cst.Call))
 
     def _clear_line(self, line: cst.SimpleStatementLine | cst.SimpleStatementSuite, *, keep: bool) -> None:
         gone = [small for small in line.body if small in self.taken]

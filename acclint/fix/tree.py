@@ -111,6 +111,21 @@ class Tree:
                 break
         return None
 
+    def loops(self, node: cst.CSTNode) -> Iterator[cst.For | cst.While]:
+        """The loops around a node, within its function."""
+        loop = self.loop(node)
+        while loop is not None:
+            yield loop
+            loop = self.loop(loop)
+
+    def conditional(self, span: Span) -> cst.If | None:
+        """The `if` whose test is at `span`."""
+        for node in self._by_span.get(span, ()):
+            parent = self.parent(node)
+            if isinstance(parent, cst.If) and parent.test is node:
+                return parent
+        return None
+
     def inside(self, node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
         """A node and those below it that are of a kind, functions and classes left out."""
         todo = [node]

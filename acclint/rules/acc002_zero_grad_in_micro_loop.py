@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Intent, Report, Rule
+from acclint.rules.base import Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
 from acclint.rules.windows import View, held, owner_phrase, turning, views, weaker
 from acclint.simulate.trace import Event, Run, Window
@@ -189,12 +189,22 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
         confidence,
         notes=tuple(view.related()),
         assumptions=view.notes(),
-        intents=tuple(
+        intents=_update_with_the_zeroing(view, event)
+        or tuple(
             Intent("safe", f"{told}: every micro-batch then counts", (*way, *divisions))
             for way in zero_behind_update(view, zeros)
         ),
         evidence=view.proof(),
     )
+
+
+def _update_with_the_zeroing(view: View, event: Event) -> tuple[Intent, ...]:
+    """Where the zeroing waits for a test and the update does not, the update belongs before the zeroing."""
+    update = view.update
+    if update is None or {guard.span for guard in event.guards} <= {guard.span for guard in update.guards}:
+        return ()
+    told = "update where the gradients are zeroed, at the end of each window"
+    return (Intent("safe", told, (Move(update.span, before=event.span),), regroups=True),)
 
 
 def _beside(one: Event, other: Event) -> bool:

@@ -10,7 +10,7 @@ from acclint.findings import Severity
 from acclint.knowledge.names import is_accumulation_name, is_interval_name
 from acclint.program import Span
 from acclint.rules.acc007_leftover_micro_batches import steps_inside
-from acclint.rules.base import Intent, Negate, Report, Rule, Shift
+from acclint.rules.base import Intent, Move, Negate, Report, Rule, Shift
 from acclint.rules.windows import View, held, inside, owner_phrase, views
 from acclint.simulate.trace import Event, Guard, Loop, Run, Window
 from acclint.simulate.values import numeric, roots_of
@@ -147,6 +147,23 @@ def _report(view: View, place: Span, message: str, severity: Severity, intents: 
 def _later(test: Span, by: int, told: str) -> tuple[Intent, ...]:
     """Shift a window test alone, or wherever it stands in its loop."""
     return tuple(Intent("safe", told, (Shift(test, by, everywhere),), regroups=True) for everywhere in (False, True))
+
+
+def _behind_backward(view: View, gate: Guard, first: Window) -> tuple[Intent, ...]:
+    """Where the update stands before the backward pass of its own micro-batch, its `if` belongs behind it."""
+    assert first.update is not None
+    update = first.update
+    turn = [(loop, turn) for loop, turn in update.loops]
+    later = [
+        backward
+        for backward in view.run.backwards
+        if backward.event.loops[: len(turn)] == tuple(turn) and backward.event.number > update.number
+    ]
+    if not later or later[-1].site[: len(update.path)] != update.path:
+        return ()
+    place = later[-1].site[len(update.path)]
+    told = "update behind the backward pass of the micro-batch: the first window is then as long as the others"
+    return (Intent("safe", told, (Move(gate.span, behind=place),), regroups=True),)
 
 
 def _varying(view: View, gate: Guard) -> Report | None:
@@ -333,12 +350,15 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update "
         f"of {owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
         Severity.WARNING,
-        _later(
+        _behind_backward(view, gate, first)
+        or _later(
             gate.span,
             sizes[0] if 2 * sizes[0] <= view.k else sizes[0] - view.k,
             f"let the test come true at the {view.k_phrase()}-th micro-batch: the first window is then as long as the "
             "others",
-        ),
+        )
+        # One of two: off by one is the wrong way round.
+        + ((_turned(view, gate),) if view.k == 2 else ()),
     )
 
 
@@ -363,15 +383,13 @@ def _inverted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is the wrong way round: {owner_phrase(view)} is stepped on every micro-batch except each "
         f"{view.k_text or modulus}-th",
         Severity.ERROR,
-        (
-            Intent(
-                "safe",
-                f"turn the test round: one update for {view.k_phrase()} micro-batches",
-                (Negate(gate.span),),
-                regroups=True,
-            ),
-        ),
+        (_turned(view, gate),),
     )
+
+
+def _turned(view: View, gate: Guard) -> Intent:
+    told = f"turn the test round: one update for {view.k_phrase()} micro-batches"
+    return Intent("safe", told, (Negate(gate.span),), regroups=True)
 
 
 RULE = Rule(

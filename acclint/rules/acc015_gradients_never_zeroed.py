@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Intent, Report, Rule, Zero
+from acclint.rules.base import Action, Intent, Move, Report, Rule, Zero
 from acclint.rules.windows import View, held, owner_phrase, views, weaker
-from acclint.simulate.trace import Run
+from acclint.simulate.trace import Event, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -123,18 +123,24 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 weaker(*levels),
                 notes=tuple(one for one in view.related() if one[1] != update.span),
                 assumptions=assumptions,
-                intents=(
-                    Intent(
-                        "safe",
-                        "zero the gradients behind the update; a learning rate tuned with the growing gradients may "
-                        "have to be raised",
-                        (Zero(update.span, view.lane.optimizer.name),) if view.lane.optimizer is not None else (),
-                    ),
-                ),
+                intents=_intents(view, update, zeros),
                 evidence=view.proof(),
             ),
         )
     return list(found.values())
+
+
+def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...]:
+    """Zero behind the update; where an outer zeroing would cut windows in two, instead of it."""
+    told = (
+        "zero the gradients behind the update; a learning rate tuned with the growing gradients may have to be raised"
+    )
+    ways: list[tuple[Action, ...]] = []
+    if view.lane.optimizer is not None:
+        ways.append((Zero(update.span, view.lane.optimizer.name),))
+    if zeros:
+        ways.append((Move(zeros[0].span, behind=update.span),))
+    return tuple(Intent("safe", told, way) for way in ways)
 
 
 def _update_loop(view: View) -> Span | None:

@@ -31,7 +31,10 @@ class Divide:
 
 @dataclass(frozen=True)
 class Move:
-    """Put the statement at `target` behind the statement at `behind`, or before the one at `before`."""
+    """Put the statement at `target` behind the statement at `behind`, or before the one at `before`.
+
+    Where `target` is the test of an `if`, the whole `if` moves.
+    """
 
     target: Span
     behind: Span | None = None
