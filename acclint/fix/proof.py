@@ -148,7 +148,7 @@ def _worse(was: _Update, then: _Update) -> bool:
     return (
         (then.stale and not was.stale)
         or (then.lost and not was.lost)
-        or (then.excess and not was.excess)
+        or (then.excess and not was.excess and not was.lost)
         or (then.full and was.right and not then.scaled)
     )
 
@@ -183,16 +183,19 @@ def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
     size = window_size(run, window)
     seen = [run.backwards[number] for number in window.seen if not run.backwards[number].replay]
     unsure = any(event.data.get("unsure") for event in window.edits)
+    # A short window may be divided by k, as frameworks do, or by what it holds.
+    counts = {max(k, 1), max(size, 1)}
     scaled = True
     total: dict[tuple[Span, ...], float] = {}
     for backward in seen:
         amount = abs(float(window.row.get(backward.number, 0)))
-        summed, weight = _weight(backward)
         if unsure or not backward.known_scale or not amount:
             continue
-        scaled = scaled and abs(amount * weight * (1 if summed else max(k, 1)) - 1) < _EXACT
+        summed, weights = _weights(backward)
+        parts = {1} if summed else counts
+        scaled = scaled and any(abs(amount * weight * n - 1) < _EXACT for weight in weights for n in parts)
         if not summed:
-            total[backward.site] = total.get(backward.site, 0.0) + amount * weight
+            total[backward.site] = total.get(backward.site, 0.0) + amount * min(weights)
     return _Update(
         size,
         full=size == k,
@@ -203,14 +206,17 @@ def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
     )
 
 
-def _weight(backward: Backward) -> tuple[bool, float]:
-    """Whether the loss is a sum, and the weight with which it is sent: of all its terms that one place makes."""
-    sites: dict[tuple[Span, ...], float] = {}
-    summed = False
+def _weights(backward: Backward) -> tuple[bool, set[float]]:
+    """Whether the loss is a sum, and the weight it is sent with: of its largest term, or of all terms of one place.
+
+    Several terms of one place are steps in time, which make one loss together, or losses of their own.
+    """
+    sites: dict[tuple[Span, ...], list[float]] = {}
     for term, weight in backward.terms:
-        sites[term.site] = sites.get(term.site, 0.0) + abs(float(weight))
-        summed = summed or term.reduction == "sum"
-    return summed, max(sites.values(), default=1.0)
+        sites.setdefault(term.site, []).append(abs(float(weight)))
+    together = max((sum(weights) for weights in sites.values()), default=1.0)
+    alone = max((max(weights) for weights in sites.values()), default=1.0)
+    return any(term.reduction == "sum" for term, _ in backward.terms), {alone, together}
 
 
 def _owners(report: Report) -> set[object]:

@@ -45,7 +45,8 @@ class _Rewriter:
             base.Detach: self.detach,
             base.Shift: self.shift,
             base.Negate: self.negate,
-            base.Guard: self.guard,
+            base.Gate: self.gate,
+            base.Flush: self.flush,
             base.Resize: self.resize,
         }
         doing[type(action)](action)
@@ -179,7 +180,8 @@ class _Rewriter:
             raise Refused("the statement is already there")
         if self.tree.function(small) is not self.tree.function(place):
             raise Refused("the statement would have to move into another function")
-        if not set(self.tree.loops(small)) <= set(self.tree.loops(place)):
+        left = [loop for loop in self.tree.loops(small) if loop not in set(self.tree.loops(place))]
+        if any(set(reads(loop.target)) & set(reads(small)) for loop in left if isinstance(loop, cst.For)):
             raise Refused("the statement would have to move out of its loop")
         if action.before is not None:
             self._check_earlier(small, place)
@@ -224,26 +226,94 @@ class _Rewriter:
         statement = cst.Expr(_method(receiver.deep_clone(), "zero_grad"))
         self.insert(self.tree.statement(action.update), statement, behind=True)
 
-    def guard(self, action: base.Guard) -> None:
-        smalls = [self.tree.statement(span) for span in action.targets]
-        lines = [self.tree.line(small) for small in smalls]
-        blocks = {id(self.tree.parent(line)) for line in lines}
-        if len(blocks) != 1 or any(len(line.body) != 1 for line in lines):
-            raise Refused("the statements of the update do not follow each other")
-        block = self.tree.block(lines[0])
-        body = list(block.body)
-        places = sorted(body.index(cast("Line", line)) for line in lines)
-        if places != list(range(places[0], places[0] + len(places))):
-            raise Refused("the statements of the update do not follow each other")
-        ordered = [body[place] for place in places]
-        test = self.written(action.test, ordered[0])
-        first, rest = ordered[0], ordered[1:]
-        inner = [cast("Line", one.deep_clone()) for one in ordered]
-        lead = cast("cst.SimpleStatementLine", first).leading_lines
-        inner[0] = inner[0].with_changes(leading_lines=())
-        self.change(first, lambda _: cst.If(test, cst.IndentedBlock(inner), leading_lines=lead))
-        for one in rest:
-            self.drop(one)
+    def gate(self, action: base.Gate) -> None:
+        update = self.tree.statement(action.update)
+        first = [self.tree.statement(span) for span in action.first]
+        then = [self.tree.statement(span) for span in action.then]
+        self._with_scaler(update, first, then)
+        line = self.tree.line(update)
+        if not isinstance(line, cst.SimpleStatementLine) or len(line.body) != 1:
+            raise Refused("the update shares its line with other statements")
+        together = [*first, update, *then]
+        if any(self.tree.function(small) is not self.tree.function(update) for small in together):
+            raise Refused("the statements of the update stand in several functions")
+        counter, start = self._counter(action.loop, update)
+        divisor = self.written(action.by, update)
+        count = _plus(counter, 1 - start) if start != 1 else counter
+        test = cst.Comparison(
+            cst.BinaryOperation(_bracketed(count), cst.Modulo(), _bracketed(divisor)),
+            [cst.ComparisonTarget(cst.Equal(), cst.Integer("0"))],
+        )
+        for small in (*first, *then):
+            self._take(small)
+        clean = [small.deep_clone().with_changes(semicolon=cst.MaybeSentinel.DEFAULT) for small in together]
+        block = cst.IndentedBlock([cst.SimpleStatementLine([small]) for small in clean])
+        self.change(line, lambda old: cst.If(test, block, leading_lines=old.leading_lines))
+
+    def _with_scaler(
+        self, update: cst.BaseSmallStatement, first: list[cst.BaseSmallStatement], then: list[cst.BaseSmallStatement]
+    ) -> None:
+        """Add what a gradient scaler does around `scaler.step(optimizer)`: unscale before it, update behind it."""
+        call = update.value if isinstance(update, cst.Expr) else None
+        if not (isinstance(call, cst.Call) and call.args and isinstance(call.func, cst.Attribute)):
+            return
+        scaler = call.func.value
+        for line in self.tree.block(self.tree.line(update)).body:
+            for small in line.body if isinstance(line, cst.SimpleStatementLine) else ():
+                other = small.value if isinstance(small, cst.Expr) else None
+                if not (isinstance(other, cst.Call) and isinstance(other.func, cst.Attribute)):
+                    continue
+                if other.func.value.deep_equals(scaler) and other.func.attr.value in ("unscale_", "update"):
+                    first.insert(0, small) if other.func.attr.value == "unscale_" else then.insert(0, small)
+
+    def _counter(self, span: Span, at: cst.CSTNode) -> tuple[cst.BaseExpression, int]:
+        """The counter of a loop, made if it has none, and the number it starts from."""
+        loop = self.tree.loop_at(span)
+        if not isinstance(loop, cst.For):
+            raise Refused("the loop over micro-batches does not count them")
+        if self.tree.function(loop) is not self.tree.function(at):
+            raise Refused("the loop over micro-batches stands in another function")
+        call, target = loop.iter, loop.target
+        if isinstance(call, cst.Call) and self.tree.code(call.func) == "enumerate" and isinstance(target, cst.Tuple):
+            start = call.args[1].value if len(call.args) > 1 else cst.Integer("0")
+            if isinstance(start, cst.Integer) and isinstance(target.elements[0].value, cst.Name):
+                return target.elements[0].value.deep_clone(), start.evaluated_value
+        elif not isinstance(call, cst.Call) or self.tree.code(call.func) not in ("enumerate", "range"):
+            name = self.tree.free_name("micro_step", at)
+            self.change(loop.iter, lambda new: cst.Call(cst.Name("enumerate"), [cst.Arg(new)]))
+            self.change(target, lambda new: _pair(cst.Name(name), new))
+            return cst.Name(name), 0
+        raise Refused("the loop over micro-batches does not count them")
+
+    def flush(self, action: base.Flush) -> None:
+        loop = self.tree.loop_at(action.loop)
+        if not (isinstance(loop, cst.For) and isinstance(loop.iter, cst.Call) and loop.iter.args):
+            raise Refused("the length of the loop is not written here")
+        place = self.tree.expression(action.test) if action.test is not None else loop
+        counter, start = self._counter(action.loop, place)
+        data = loop.iter.args[0].value
+        if start != 0 or not isinstance(data, (cst.Name, cst.Attribute)):
+            raise Refused("the length of the loop is not written here")
+        # In a function that cannot see the loop the names would be unknown.
+        k = self.tree.code(_bracketed(self.written(action.by, loop)))
+        i, length = self.tree.code(counter), f"len({self.tree.code(data)})"
+        if action.test is not None:
+            test = self.tree.expression(action.test)
+            last = self.written(f"{i} + 1 == {length}", test)
+            wrong_way = self.tree.conditional(action.test)
+            if wrong_way is not None and _jumps(wrong_way):
+                last = self.written(f"{i} + 1 != {length}", test)
+                self.change(test, lambda new: cst.BooleanOperation(_operand(new), cst.And(), last))
+            else:
+                self.change(test, lambda new: cst.BooleanOperation(_operand(new), cst.Or(), last))
+        for span in action.divisions:
+            self._divide_by(span, self.written(f"min({k}, {length} - {i} // {k} * {k})", self.tree.expression(span)))
+
+    def _divide_by(self, span: Span, size: cst.BaseExpression) -> None:
+        division = self.tree.expression(span)
+        if not isinstance(division, cst.BinaryOperation) or not isinstance(division.operator, cst.Divide):
+            raise Refused("the division is not written as one")
+        self.change(division.right, lambda _: size)
 
     def insert(
         self,
@@ -411,6 +481,26 @@ def _quotient(loss: cst.BaseExpression, divisor: cst.BaseExpression, *, brackets
 
 def _method(value: cst.BaseExpression, name: str) -> cst.Call:
     return cst.Call(cst.Attribute(_bracketed(value), cst.Name(name)))
+
+
+def _pair(counter: cst.Name, target: cst.BaseExpression) -> cst.Tuple:
+    """`counter, target` as the target of a loop; a tuple in it needs brackets."""
+    if isinstance(target, cst.Tuple) and not target.lpar:
+        target = target.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
+    return cst.Tuple([cst.Element(counter), cst.Element(target)], lpar=[], rpar=[])
+
+
+def _operand(test: cst.BaseExpression) -> cst.BaseExpression:
+    """A test so that it may stand beside `and` and `or`."""
+    weak = isinstance(test, (cst.BooleanOperation, cst.IfExp, cst.Lambda, cst.NamedExpr))
+    return _bracketed(test) if weak else test
+
+
+def _jumps(statement: cst.If) -> bool:
+    """Whether an `if` leaves the turn of the loop, so that its test is true where there is no update."""
+    last = statement.body.body[-1]
+    inner = last.body[-1] if isinstance(last, cst.SimpleStatementLine) else last
+    return isinstance(inner, (cst.Continue, cst.Return))
 
 
 def _ceiling(number: cst.BaseExpression) -> cst.BaseExpression:

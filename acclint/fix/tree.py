@@ -126,6 +126,15 @@ class Tree:
                 return parent
         return None
 
+    def loop_at(self, span: Span) -> cst.For | cst.While | None:
+        """The loop whose header is at `span`."""
+        for place, nodes in self._by_span.items():
+            if place[:2] == span[:2]:
+                for node in nodes:
+                    if isinstance(node, (cst.For, cst.While)):
+                        return node
+        return None
+
     def inside(self, node: cst.CSTNode, kind: type[Node]) -> Iterator[Node]:
         """A node and those below it that are of a kind, functions and classes left out."""
         todo = [node]
@@ -137,13 +146,25 @@ class Tree:
 
     # --- names ---
 
+    def free_name(self, name: str, at: cst.CSTNode) -> str:
+        """`name`, with a number if it is already in use at a node."""
+        scope = self._scope(at)
+        return next(one for one in (name, *(f"{name}_{n}" for n in range(2, 100))) if not _taken(scope, one))
+
+    def _scope(self, at: cst.CSTNode) -> Scope | None:
+        return next((self._scopes[one] for one in (at, *self.above(at)) if one in self._scopes), None)
+
     def check_names(self, expression: cst.CSTNode, at: cst.CSTNode) -> None:
         """Raise Refused unless every name that `expression` reads can be read at the node `at`."""
-        scope = next((self._scopes[one] for one in (at, *self.above(at)) if one in self._scopes), None)
+        scope = self._scope(at)
         for name in reads(expression):
             if hasattr(builtins, name) or (scope is not None and _bound(scope, name)):
                 continue
             raise Refused(f"`{name}` is not known where the rewrite would use it")
+
+
+def _taken(scope: Scope | None, name: str) -> bool:
+    return scope is not None and any(True for _ in scope[name])
 
 
 def _bound(scope: Scope, name: str) -> bool:

@@ -148,7 +148,7 @@ def _straight(view: View, calls: list[Backward]) -> Report:
 
 def _division(view: View, calls: list[Backward], by: Span | str) -> Intent:
     return Intent(
-        "safe",
+        "safe" if by else "display",
         f"divide the loss by {view.k_phrase()} in the backward call: {smaller_gradient(view)}",
         divide(calls, by) if by else (),
     )

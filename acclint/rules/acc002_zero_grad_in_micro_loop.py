@@ -175,7 +175,12 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
             "gradient, "
             "so nothing is learnt from the loss"
         )
-    zeros = [one for one in view.run.of("zero") if _beside(one, event)]
+    updates = [one.update for one in view.closed if one.update is not None]
+    zeros = [
+        one
+        for one in view.run.of("zero")
+        if _beside(one, event) and not any(_same_turn(one, update) and one.number > update.number for update in updates)
+    ]
     # Alone, the zeroing would make way for an undivided sum.
     divisions = divide(undivided(view, [window]), view.k_place) if kept and view.k > 1 else ()
     told = "zero the gradients behind the update" + (f", and divide the loss by {k}" if divisions else "")

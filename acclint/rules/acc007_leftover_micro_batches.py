@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint import program as p
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Flush, Intent, Report, Rule
 from acclint.rules.windows import View, held, views, weaker
 from acclint.simulate.facts import window_size
 from acclint.simulate.scan import bodies, children, expressions
@@ -124,7 +124,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             continue
         outcome = _tail(view, micro)
         if outcome:
-            found.append(_report(view, outcome))
+            found.append(_report(view, micro, outcome))
     return found
 
 
@@ -229,7 +229,17 @@ def _short(view: View, window: Window) -> bool:
     return all(value < 1 - 1e-6 for value in total.values())
 
 
-def _report(view: View, outcome: str) -> Report:
+def _flushed(view: View, micro: Loop, outcome: str) -> tuple[Intent, ...]:
+    """Update at the end of a pass too, each window divided by what it holds. Unsafe: there are more updates then."""
+    assert view.gate is not None
+    calls = [one for window in view.windows for one in view.backwards(window)]
+    divisions = tuple(dict.fromkeys(span for one in calls for _, is_k, span in one.divisors if is_k))
+    told = "also update at the end of a pass, and divide its last window by the number of micro-batches in it"
+    flush = Flush(micro.span, view.k_place, None if outcome == "short" else view.gate.span, divisions)
+    return (Intent("unsafe", f"{told}; an epoch may then have one update more", (flush,), regroups=True),)
+
+
+def _report(view: View, micro: Loop, outcome: str) -> Report:
     k = view.k_phrase()
     what = {
         "leak": f"they stay in the gradient and join the first window of the next epoch, which then sums more than {k} "
@@ -245,6 +255,7 @@ def _report(view: View, outcome: str) -> Report:
         weaker(view.confidence, view.evidence),
         notes=tuple(one for one in view.related() if one[1] != view.gate.span),
         assumptions=view.notes(),
+        intents=_flushed(view, micro, outcome),
         evidence={**view.proof(), "tail": outcome},
     )
 

@@ -140,7 +140,9 @@ def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...
         ways.append((Zero(update.span, view.lane.optimizer.name),))
     if zeros:
         ways.append((Move(zeros[0].span, behind=update.span),))
-    return tuple(Intent("safe", told, way) for way in ways)
+    # Between the chunks of one batch the update itself may be what stands in the wrong place.
+    unclear = bool(zeros) and update.loops[-1][0].kind in ("chunks", "list")
+    return tuple(Intent("unsafe" if unclear else "safe", told, way) for way in ways)
 
 
 def _update_loop(view: View) -> Span | None:

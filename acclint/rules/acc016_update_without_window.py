@@ -10,9 +10,9 @@ from acclint.knowledge.names import is_accumulation_name
 from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
 from acclint.rules.acc030_backward_skipped import wasted_siblings
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Action, Gate, Intent, Move, Report, Rule
 from acclint.rules.windows import View, held, inside, owner_phrase, views, weaker
-from acclint.simulate.trace import Backward, Run
+from acclint.simulate.trace import Backward, Event, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -135,8 +135,33 @@ def _divided(view: View) -> Report | None:
         weaker(view.confidence, Confidence.HIGH),
         notes=(("the division", divisors[-1][2]),),
         assumptions=view.notes(),
+        intents=_gated(view, view.texts.divided.get(divisors[-1][2], k)),
         evidence=view.proof(),
     )
+
+
+def _in_the_window(*actions: Action) -> Intent:
+    told = "update once per window; there will be fewer, larger updates, and a schedule may have to be resized"
+    return Intent("unsafe", told, actions, regroups=True)
+
+
+def _gated(view: View, k: Span | str) -> tuple[Intent, ...]:
+    """Put the update, and what belongs to it, under a window test."""
+    update, micro = view.update, view.micro
+    if update is None or micro is None:
+        return ()
+
+    def spans(*kinds: str) -> tuple[Span, ...]:
+        mine = [event for event in view.run.of(*kinds) if any(loop.span == micro.span for loop, _ in event.loops)]
+        return tuple(dict.fromkeys(event.span for event in mine))
+
+    gate = Gate(update.span, micro.span, k, first=spans("clip"), then=(*spans("schedule"), *spans("zero")))
+    return (_in_the_window(gate),)
+
+
+def _zeros_behind(view: View, update: Event) -> tuple[Action, ...]:
+    zeros = dict.fromkeys(event.span for window in view.windows for event in window.zeros)
+    return tuple(Move(span, behind=update.span) for span in zeros)
 
 
 def _tested_divisors(view: View) -> set[Span]:
@@ -183,6 +208,7 @@ def _repeated(view: View) -> Report | None:
         weaker(view.confidence, Confidence.HIGH),
         notes=(("zeroed here", gated[0].span),),
         assumptions=view.notes(),
+        intents=(_in_the_window(Move(update.span, before=gated[0].span)),),
         evidence=view.proof(),
     )
 
@@ -209,6 +235,7 @@ def _clipped_only(view: View) -> Report | None:
                 weaker(view.confidence, Confidence.MEDIUM),
                 notes=(("the window test", guard.span), ("clipped here", event.span)),
                 assumptions=view.notes(),
+                intents=(_in_the_window(Move(update.span, behind=event.span), *_zeros_behind(view, update)),),
                 evidence=view.proof(),
             )
     return None

@@ -84,11 +84,31 @@ class Negate:
 
 
 @dataclass(frozen=True)
-class Guard:
-    """Put the statements at `targets`, which follow each other, under `if test:`."""
+class Gate:
+    """Put the update at `update` under a window test: every `by` turns of the loop at `loop`.
 
-    targets: tuple[Span, ...]
-    test: str
+    The statements `first` go before it under the test, those of `then` behind it; what calls the same gradient scaler
+    goes with it.
+    """
+
+    update: Span
+    loop: Span
+    by: Span | str
+    first: tuple[Span, ...] = ()
+    then: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flush:
+    """Let the window test at `test` also come true at the end of the loop at `loop`, None if it does so already.
+
+    The divisions by `by` at `divisions` are then by the number of micro-batches that the window really holds.
+    """
+
+    loop: Span
+    by: Span | str
+    test: Span | None = None
+    divisions: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,7 @@ class Resize:
     by: Span | str
 
 
-Action = Divide | Move | Remove | Zero | Detach | Shift | Negate | Guard | Resize
+Action = Divide | Move | Remove | Zero | Detach | Shift | Negate | Gate | Flush | Resize
 
 
 @dataclass(frozen=True)

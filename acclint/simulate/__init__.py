@@ -59,6 +59,7 @@ class Analysis:
     moduli: dict[Span, str] = field(default_factory=dict)
     receivers: dict[Span, str] = field(default_factory=dict)
     operands: dict[Span, Span] = field(default_factory=dict)  # of a remainder: the place of its modulus
+    divided: dict[Span, Span] = field(default_factory=dict)  # of a division: the place of its divisor
     counts: dict[Span, str] = field(default_factory=dict)  # of a loop: how many turns it makes, in the text's words
     functions: dict[str, list[p.Function]] = field(default_factory=dict)
 
@@ -213,6 +214,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                     if one.op in ("/", "*"):  # type: ignore[attr-defined]
                         analysis.divisors[one.span] = text(one.right)  # type: ignore[attr-defined]
                         if one.op == "/":  # type: ignore[attr-defined]
+                            analysis.divided[one.span] = one.right.span  # type: ignore[attr-defined]
                             quotients.append((one.span, text(one.right)))  # type: ignore[attr-defined]
                         if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
                             world.k_divisions.add(one.span)
