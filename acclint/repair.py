@@ -127,15 +127,23 @@ def fix_bytes(data: bytes, target: Target, unsafe: bool) -> Repair:
 
 
 def _apart(wanted: list[Finding]) -> list[Finding]:
-    """As many of the findings, in their order, as have rewrites that do not touch."""
+    """As many of the findings, in their order, as have rewrites that do not touch.
+
+    Two findings about one loop may be one mistake: the second one is looked at again when the first is fixed.
+    """
     chosen: list[Finding] = []
     taken: list[Edit] = []
     for finding in wanted:
         edits = finding.fix.edits if finding.fix is not None else ()
-        if not any(overlap(one.place, other.place) for one in edits for other in taken):
+        same_loop = any(_loop(one) == _loop(finding) for one in chosen)
+        if not same_loop and not any(overlap(one.place, other.place) for one in edits for other in taken):
             chosen.append(finding)
             taken += edits
     return chosen
+
+
+def _loop(finding: Finding) -> object:
+    return finding.evidence.get("scope"), finding.place.cell
 
 
 def _tried(data: bytes, outcome: Outcome, chosen: list[Finding], target: Target) -> tuple[bytes, Outcome] | None:

@@ -164,7 +164,7 @@ def _good(updates: list[_Update], *, scaled: bool) -> bool:
 
 
 def _share(updates: list[_Update]) -> float:
-    return sum(one.right for one in updates) / len(updates) if updates else 1.0
+    return sum(one.right and one.full for one in updates) / len(updates) if updates else 1.0
 
 
 def _updates(run: Run, lane: Lane) -> list[_Update]:

@@ -178,7 +178,7 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     updates = [one.update for one in view.closed if one.update is not None]
     zeros = [
         one
-        for one in view.run.of("zero")
+        for one in {event.number: event for window in view.windows for event in window.zeros}.values()
         if _beside(one, event) and not any(_same_turn(one, update) and one.number > update.number for update in updates)
     ]
     # Alone, the zeroing would make way for an undivided sum.

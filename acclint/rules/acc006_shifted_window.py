@@ -10,7 +10,8 @@ from acclint.findings import Severity
 from acclint.knowledge.names import is_accumulation_name, is_interval_name
 from acclint.program import Span
 from acclint.rules.acc007_leftover_micro_batches import steps_inside
-from acclint.rules.base import Intent, Move, Negate, Report, Rule, Shift
+from acclint.rules.base import Action, Intent, Move, Negate, Report, Rule, Shift
+from acclint.rules.rewrites import divide, undivided
 from acclint.rules.windows import View, held, inside, owner_phrase, views
 from acclint.simulate.trace import Event, Guard, Loop, Run, Window
 from acclint.simulate.values import numeric, roots_of
@@ -144,9 +145,24 @@ def _report(view: View, place: Span, message: str, severity: Severity, intents: 
     )
 
 
-def _later(test: Span, by: int, told: str) -> tuple[Intent, ...]:
+def _ways(view: View, told: str, *ways: tuple[Action, ...]) -> tuple[Intent, ...]:
+    """One intent per way to correct the test; then each together with the division that is missing as well."""
+    plain = [Intent("safe", told, way, regroups=True) for way in ways]
+    missing = divide(undivided(view, view.closed), view.k_place) if view.k_place else ()
+    also = f"{told}, and divide the loss by {view.k_phrase()}"
+    return (*plain, *(Intent("safe", also, (*way, *missing), regroups=True) for way in ways if missing))
+
+
+def _later(view: View, gate: Guard, by: int) -> list[tuple[Action, ...]]:
     """Shift a window test alone, or wherever it stands in its loop."""
-    return tuple(Intent("safe", told, (Shift(test, by, everywhere),), regroups=True) for everywhere in (False, True))
+    test = _test(view, gate)
+    return [(Shift(test, by, everywhere),) for everywhere in (False, True)]
+
+
+def _test(view: View, gate: Guard) -> Span:
+    """The place of a window test: of its remainder, where that is written in another statement."""
+    at = gate.remainder
+    return at if at is not None and at in view.texts.operands and not inside(at, gate.span) else gate.span
 
 
 def _behind_backward(view: View, gate: Guard, first: Window) -> tuple[Intent, ...]:
@@ -214,7 +230,7 @@ def _late(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is true one micro-batch late: each update of {owner_phrase(view)} sums {modulus + 1} "
         f"micro-batches, and the loss is divided by {modulus}",
         Severity.WARNING,
-        _later(gate.span, -1, f"let the test come true after {modulus} micro-batches"),
+        _ways(view, f"let the test come true after {modulus} micro-batches", *_later(view, gate, -1)),
     )
 
 
@@ -350,15 +366,17 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update "
         f"of {owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
         Severity.WARNING,
-        _behind_backward(view, gate, first)
-        or _later(
-            gate.span,
-            sizes[0] if 2 * sizes[0] <= view.k else sizes[0] - view.k,
-            f"let the test come true at the {view.k_phrase()}-th micro-batch: the first window is then as long as the "
-            "others",
-        )
-        # One of two: off by one is the wrong way round.
-        + ((_turned(view, gate),) if view.k == 2 else ()),
+        (
+            *_behind_backward(view, gate, first),
+            *_ways(
+                view,
+                f"let the test come true at the {view.k_phrase()}-th micro-batch: the first window is then as long as "
+                "the others",
+                *_later(view, gate, sizes[0] if 2 * sizes[0] <= view.k else sizes[0] - view.k),
+                # One of two: off by one is the wrong way round.
+                *([(Negate(gate.span),)] if view.k == 2 else []),
+            ),
+        ),
     )
 
 
@@ -383,13 +401,13 @@ def _inverted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the window test is the wrong way round: {owner_phrase(view)} is stepped on every micro-batch except each "
         f"{view.k_text or modulus}-th",
         Severity.ERROR,
-        (_turned(view, gate),),
+        _ways(
+            view,
+            f"turn the test round: one update for {view.k_text or modulus} micro-batches",
+            (Negate(gate.span),),
+            (Negate(gate.span), Shift(_test(view, gate), 1)),
+        ),
     )
-
-
-def _turned(view: View, gate: Guard) -> Intent:
-    told = f"turn the test round: one update for {view.k_phrase()} micro-batches"
-    return Intent("safe", told, (Negate(gate.span),), regroups=True)
 
 
 RULE = Rule(

@@ -69,6 +69,7 @@ class Conditions(Methods):
                     guard.modulus = value.modulus[0]
                     guard.roots |= value.modulus[1]
                     guard.counter = value.modulus[2]
+                    guard.remainder = value.modulus[3]
                     frozen = self.frozen_counter(value, test, guard, desired, stmt)
                     if frozen is not None:
                         return frozen
@@ -121,7 +122,7 @@ class Conditions(Methods):
         Where it gates an update it is taken to be true on every k-th evaluation; elsewhere it is an unknown condition.
         """
         assert value.modulus is not None
-        divisor, _, counter = value.modulus
+        divisor, _, counter, _ = value.modulus
         unknown = {root for root in roots_of(counter) if self.role_of_root(root) in ("", "limit", "epochs")}
         if not unknown or not isinstance(stmt, p.If):
             return None

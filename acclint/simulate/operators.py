@@ -110,8 +110,8 @@ class Operators(Tensors):
         if op == "%":
             made = self.derived(result, span, left, right)
             if type(made) is Num:
-                return Num(made.v, made.roots, made.born, (b, roots_of(right), left))
-            return Num(result, NO_ROOTS, span, (b, roots_of(right), left))
+                return Num(made.v, made.roots, made.born, (b, roots_of(right), left, span))
+            return Num(result, NO_ROOTS, span, (b, roots_of(right), left, span))
         if op == "*" and self.world.overrides.get(self.world.expression(span)) == "length":
             # A number of micro-batches that is a product with k is a multiple of k.
             k = next((n for n, one in ((a, left), (b, right)) if self.is_k(one) or n in self.world.literal_ks), None)
@@ -178,7 +178,8 @@ class Operators(Tensors):
                 k, said, counter = (left, expr.left, right) if self.is_k(left) else (right, expr.rights[-1], left)
                 less = isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1"
                 period = numeric(k) + 1 if less else numeric(k)  # A counter from 0 is compared with k - 1.
-                return Num(outcome, roots, expr.span, (period, roots_of(k), counter))
+                where = said.left.span if less and isinstance(said, p.Binary) else said.span
+                return Num(outcome, roots, expr.span, (period, roots_of(k), counter, where))
             return Num(outcome, roots, expr.span) if roots else outcome
         if isinstance(left, (str, bool, type(None), tuple, list)) and isinstance(
             right, (str, bool, type(None), tuple, list)

@@ -37,7 +37,8 @@ class Loop:
 class Guard:
     """A condition under which an event happened: the test, its outcome, and what its window arithmetic was.
 
-    `bound` is the text of the modulus where it is the other side of a comparison with a counter.
+    `bound` is the text of the modulus where it is the other side of a comparison with a counter; `remainder` is where
+    the remainder is written that the test was made from, perhaps in another statement; without one, the modulus.
     """
 
     span: Span
@@ -47,6 +48,7 @@ class Guard:
     counter: Any = None
     bound: str = ""
     bound_span: Span | None = None
+    remainder: Span | None = None
     unknown: bool = False
     key: str = ""
 

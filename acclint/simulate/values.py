@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 Number = int | float | Fraction
 Value = Any
 NO_ROOTS: frozenset[str] = frozenset()
-Remainder = tuple[Number, frozenset[str], Value]
+Remainder = tuple[Number, frozenset[str], Value, Span]
 
 
 class Num:
     """A number (or truth value) that depends on something unknown, or on a remainder.
 
     `v` is what it counts as in this run, `roots` are the unknowns it depends on, `born` is the expression that made it,
-    `modulus` the (divisor, its roots, the number that was divided) of the remainder it was made from.
+    `modulus` the (divisor, its roots, the number that was divided, its place) of the remainder it was made from.
     """
 
     __slots__ = ("born", "modulus", "roots", "v")
