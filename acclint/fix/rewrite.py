@@ -179,7 +179,9 @@ class _Rewriter:
         if small is place:
             raise Refused("the statement is already there")
         if self.tree.function(small) is not self.tree.function(place):
-            raise Refused("the statement would have to move into another function")
+            if _targets(small):
+                raise Refused("the statement would have to move into another function")
+            self.tree.check_names(small, place)
         left = [loop for loop in self.tree.loops(small) if loop not in set(self.tree.loops(place))]
         if any(set(reads(loop.target)) & set(reads(small)) for loop in left if isinstance(loop, cst.For)):
             raise Refused("the statement would have to move out of its loop")

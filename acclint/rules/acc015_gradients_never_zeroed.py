@@ -140,8 +140,9 @@ def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...
         ways.append((Zero(update.span, view.lane.optimizer.name),))
     if zeros:
         ways.append((Move(zeros[0].span, behind=update.span),))
-    # Between the chunks of one batch the update itself may be what stands in the wrong place.
-    unclear = bool(zeros) and update.loops[-1][0].kind in ("chunks", "list")
+    # Between the parts of a batch, or of a window that the loss is divided for, the update may be what stands wrong.
+    divided = view.k == 1 and any(one.divisors for window in view.closed for one in view.backwards(window))
+    unclear = bool(zeros) and (divided or update.loops[-1][0].kind in ("chunks", "list"))
     return tuple(Intent("unsafe" if unclear else "safe", told, way) for way in ways)
 
 
