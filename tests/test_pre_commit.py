@@ -13,6 +13,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WRONG = "for x in loader:\n    model(x).backward(\n"
+UNDIVIDED = """\
+import torch
+from torch import nn
+
+net = nn.Linear(3, 1)
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+K = 4
+for i, (x, y) in enumerate(loader):
+    loss = nn.functional.mse_loss(net(x), y)
+    loss.backward()
+    if (i + 1) % K == 0:
+        opt.step()
+        opt.zero_grad()
+"""
 
 
 def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +75,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def user(tmp_path: Path, hook: Path, home: Path) -> Path:
     """A user's repository with the hook configured and its environment installed."""
     pytest.importorskip("pre_commit")
-    config = {"repos": [{"repo": str(hook), "rev": git(hook, "rev-parse", "HEAD"), "hooks": [{"id": "acclint"}]}]}
+    config = {
+        "repos": [
+            {
+                "repo": str(hook),
+                "rev": git(hook, "rev-parse", "HEAD"),
+                "hooks": [{"id": "acclint"}, {"id": "acclint-fix"}],
+            }
+        ]
+    }
     (tmp_path / ".pre-commit-config.yaml").write_text(json.dumps(config))  # JSON is YAML
     git(tmp_path, "init", "-q")
     done = pre_commit(tmp_path, home, "install-hooks")
@@ -142,3 +164,13 @@ def test_a_commit_is_stopped(user: Path, home: Path) -> None:
     assert "invalid-syntax" in done.stdout + done.stderr
     write(user, "train.py", "x = 1\n")
     assert run("git", "commit", "-q", "-m", "right", cwd=user, PRE_COMMIT_HOME=str(home)).returncode == 0
+
+
+def test_the_fixing_hook_rewrites_and_stops_the_commit(user: Path, home: Path) -> None:
+    write(user, "train.py", UNDIVIDED)
+    done = pre_commit(user, home, "run", "acclint-fix")
+    assert done.returncode == 1
+    assert "files were modified by this hook" in done.stdout
+    assert "(loss / K).backward()" in (user / "train.py").read_text()
+    git(user, "add", "-A")
+    assert pre_commit(user, home, "run", "acclint-fix").returncode == 0

@@ -114,8 +114,8 @@ def _events(one: Run, other: Run, rule: Rule, intent: Intent) -> str:
         if not fewer or (len(other.of(kind)) < len(one.of(kind)) and not detaches and not intent.regroups):
             return "another tensor would keep its graph" if not fewer else "what is kept would change"
     for kind in _TRACE:
-        if intent.regroups and kind != "backward":
-            continue
+        if intent.regroups:
+            continue  # The windows are others, and so is how long an unknown loader is taken to be.
         if kind == "schedule" and rule.category == "schedule":
             continue
         if len(one.of(kind)) != len(other.of(kind)):

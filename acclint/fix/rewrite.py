@@ -197,9 +197,17 @@ class _Rewriter:
         beside = next((one for one in around if self.tree.parent(one) is block), None) if block in around else None
         if beside is None or beside is guarded:
             raise Refused("the condition would have to move into another block")
+        if behind:
+            # What reads the gradients still has to find them.
+            following = list(block.body)[list(block.body).index(cast("Line", beside)) + 1 :]
+            reading = [one for one in following if one is not guarded and self._reads_gradients(one)]
+            beside = reading[-1] if reading else beside
         self.drop(guarded)
         moved = guarded.deep_clone()
         (self.changer.behind if behind else self.changer.before).setdefault(beside, []).append(moved)
+
+    def _reads_gradients(self, node: cst.CSTNode) -> bool:
+        return any(one.attr.value == "grad" for one in self.tree.inside(node, cst.Attribute))
 
     def _check_earlier(self, small: cst.BaseSmallStatement, place: cst.BaseSmallStatement) -> None:
         """Raise Refused if something between `place` and `small` reads what `small` assigns."""

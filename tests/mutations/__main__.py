@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.mutations import fixes
 from tests.mutations.operators import HARMFUL, HARMLESS
 from tests.mutations.run import keep, run, run_all, sample, shortfalls, sources, table
 
@@ -25,12 +26,15 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write the mutants with a disagreement to a folder")
     parser.add_argument("--source", default="", help="only scripts with this text in their name")
     parser.add_argument("--operator", default="", help="only mutants of this operator")
+    parser.add_argument("--fixes", action="store_true", help="fix a sample, and let torch judge what came out")
     options = parser.parse_args()
     if options.operator and options.operator not in {**HARMFUL, **HARMLESS}:
         parser.error(f"unknown operator {options.operator}; there are {', '.join([*HARMFUL, *HARMLESS])}")
     scripts = {name: text for name, text in sources().items() if options.source in name}
     if not scripts:
         parser.error(f"no script with {options.source!r} in its name")
+    if options.fixes:
+        return _fixes(options, scripts)
     began = time.monotonic()
     if options.all:
         made = run_all(scripts, options.seed, operator=options.operator, jobs=options.jobs, store=options.cache)
@@ -54,6 +58,20 @@ def main() -> int:
     if below:
         print("below the target of 0.99:", *below, sep="\n  ")
     return 1 if below else 0
+
+
+def _fixes(options: argparse.Namespace, scripts: dict[str, str]) -> int:
+    mutants = sample(scripts, options.sample, options.seed, options.operator)
+    outcomes = fixes.mend_all(mutants, scripts, jobs=options.jobs, store=options.cache)
+    text = fixes.table(outcomes)
+    if options.table:
+        options.table.write_text(text, encoding="utf-8")
+    print(text)
+    for outcome in outcomes:
+        if outcome.state in ("refused", "changed", "worse"):
+            print(f"{outcome.state}: {outcome.mutant.name}: {outcome.before}; {outcome.reason}")
+    good = fixes.share(outcomes) >= fixes.TARGET and not any(outcome.state == "worse" for outcome in outcomes)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
