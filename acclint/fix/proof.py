@@ -71,23 +71,40 @@ class _Rows:
 
 
 @dataclass(frozen=True)
+class _Call:
+    """A backward call in an update: `weights` are what its loss may be said to weigh there, none if that is unknown.
+
+    1 is right relative to the window (`right`), or is the weight of a mean that nothing divides (`undivided`).
+    """
+
+    weights: frozenset[float]
+    right: bool
+    undivided: bool
+
+
+@dataclass(frozen=True)
 class _Update:
     """One window of a lane.
 
-    `stale`: it holds micro-batches that an earlier update has used. `lost`: some of its own are missing. `scaled`: each
-    has its right weight, as far as weights are known; `excess`: they weigh more than one batch together.
+    `stale`: it holds micro-batches that an earlier update has used. `lost`: some of its own are missing. `excess`: the
+    weights of one place are more than one batch together.
     """
 
     size: int
     full: bool
     stale: bool
     lost: bool
-    scaled: bool
     excess: bool
+    calls: tuple[_Call, ...]
 
     @property
     def right(self) -> bool:
-        return self.scaled and not self.stale and not self.lost
+        return not self.stale and not self.lost and all(call.right for call in self.calls)
+
+    @property
+    def sensible(self) -> bool:
+        """Whether what the losses are divided by, if they are, is the length of the window for at least one of them."""
+        return not self.calls or any(call.right or call.undivided for call in self.calls)
 
 
 def _runs(before: Judged, after: Judged, rule: Rule, report: Report, intent: Intent) -> Iterator[str]:
@@ -130,18 +147,34 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
         return
     for old, new in zip(one.lanes, other.lanes, strict=True):
         was, then = _updates(one, old), _updates(other, new)
-        if not intent.regroups:
-            if len(was) != len(then):
-                yield "the number of updates would change"
-            elif any(_worse(a, b) for a, b in zip(was, then, strict=True)):
-                yield "an update that is right now would be wrong"
-        elif _share(then) < _share(was):
-            yield "more updates would be wrong than now"
+        mine = rule.category in ("gradient", "window") and base and (not about or new.name in about)
+        if intent.regroups:
+            yield _regrouped(was, then, common_size(other, new))
+        elif len(was) != len(then):
+            yield "the number of updates would change"
+        elif any(_worse(a, b) for a, b in zip(was, then, strict=True)):
+            yield "an update that is right now would be wrong"
+        elif mine and any(not _corrected(a, b) for a, b in zip(was, then, strict=True) if b.full):
+            yield "an update would still not be right"
         if sum(update.size == 0 for update in then) > sum(update.size == 0 for update in was):
             yield "an update would run without a gradient"
-        mine = rule.category in ("gradient", "window") and base and (not about or new.name in about)
-        if mine and was and not _good(then, scaled=rule.category == "gradient"):
+        if mine and was and not _whole(then):
             yield "an update would still not be right"
+
+
+def _regrouped(was: list[_Update], then: list[_Update], k: int) -> str:
+    """What is wrong with updates of other micro-batches than before, usually `k`; "" if nothing."""
+    if _share(then) < _share(was):
+        return "more updates would be wrong than now"
+    if k < 2:
+        return "nothing would be accumulated any more"
+    if _sensible(was) and not _sensible(then):
+        return "the loss is divided by another number than the length of the window"
+    return ""
+
+
+def _sensible(updates: list[_Update]) -> bool:
+    return all(update.sensible for update in updates if update.full)
 
 
 def _worse(was: _Update, then: _Update) -> bool:
@@ -149,18 +182,22 @@ def _worse(was: _Update, then: _Update) -> bool:
         (then.stale and not was.stale)
         or (then.lost and not was.lost)
         or (then.excess and not was.excess and not was.lost)
-        or (then.full and was.right and not then.scaled)
+        or (then.full and was.right and not then.right)
     )
 
 
-def _good(updates: list[_Update], *, scaled: bool) -> bool:
-    """Every full window holds its own micro-batches and no others (with their right weights, if `scaled`)."""
+def _corrected(was: _Update, then: _Update) -> bool:
+    """Whether every weight that a rewrite has changed is right now."""
+    if len(was.calls) != len(then.calls):
+        return False
+    pairs = zip(was.calls, then.calls, strict=True)
+    return all(new.right for old, new in pairs if old.weights and new.weights and old.weights != new.weights)
+
+
+def _whole(updates: list[_Update]) -> bool:
+    """Every full window holds its own micro-batches, and no update those of another."""
     full = [one for one in updates if one.full]
-    return (
-        bool(full)
-        and all(not one.stale and not one.lost and (one.scaled or not scaled) for one in full)
-        and not any(one.stale for one in updates)
-    )
+    return bool(full) and not any(one.lost for one in full) and not any(one.stale for one in updates)
 
 
 def _share(updates: list[_Update]) -> float:
@@ -185,15 +222,22 @@ def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
     unsure = any(event.data.get("unsure") for event in window.edits)
     # A short window may be divided by k, as frameworks do, or by what it holds.
     counts = {max(k, 1), max(size, 1)}
-    scaled = True
+    calls: list[_Call] = []
     total: dict[tuple[Span, ...], float] = {}
     for backward in seen:
         amount = abs(float(window.row.get(backward.number, 0)))
         if unsure or not backward.known_scale or not amount:
+            calls.append(_Call(frozenset(), right=True, undivided=False))
             continue
         summed, weights = _weights(backward)
         parts = {1} if summed else counts
-        scaled = scaled and any(abs(amount * weight * n - 1) < _EXACT for weight in weights for n in parts)
+        calls.append(
+            _Call(
+                frozenset(round(amount * weight, 9) for weight in weights),
+                right=any(abs(amount * weight * n - 1) < _EXACT for weight in weights for n in parts),
+                undivided=any(abs(amount * weight - 1) < _EXACT for weight in weights),
+            )
+        )
         if not summed:
             total[backward.site] = total.get(backward.site, 0.0) + amount * min(weights)
     return _Update(
@@ -201,8 +245,8 @@ def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
         full=size == k,
         stale=bool(used & set(window.row)),
         lost=any(not window.row.get(backward.number) for backward in seen),
-        scaled=scaled,
         excess=any(amount > 1 + _EXACT for amount in total.values()),
+        calls=tuple(calls),
     )
 
 

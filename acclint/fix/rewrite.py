@@ -190,6 +190,13 @@ class _Rewriter:
         comments = self._take(small)
         self.insert(place, _plain(small), behind=action.behind is not None, comments=comments)
 
+    def _loop_over_parameters(self, small: cst.BaseSmallStatement) -> cst.For | None:
+        """The outermost loop over parameters that a statement stands in: such a loop counts as one statement."""
+        found = [
+            one for one in self.tree.loops(small) if isinstance(one, cst.For) and "param" in self.tree.code(one.iter)
+        ]
+        return found[-1] if found else None
+
     def _move_conditional(self, guarded: cst.If, place: cst.BaseSmallStatement, *, behind: bool) -> None:
         """Move an `if` within its block, beside the statement there that holds `place`."""
         block = self.tree.block(guarded)
@@ -337,6 +344,11 @@ class _Rewriter:
         line = self.tree.line(place)
         beside = self.changer.behind if behind else self.changer.before
         new = small.deep_clone().with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
+        over_parameters = self._loop_over_parameters(place)
+        if over_parameters is not None:
+            self.tree.block(over_parameters)
+            beside.setdefault(over_parameters, []).append(cst.SimpleStatementLine([new], leading_lines=comments[0]))
+            return
         at_the_end = line.body[-1 if behind else 0] is place
         if isinstance(line, cst.SimpleStatementSuite) or not at_the_end:
             beside.setdefault(place, []).append(new)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Intent, Report, Rule
-from acclint.rules.rewrites import divide, smaller_gradient
+from acclint.rules.rewrites import divide, divided_rate, smaller_gradient
 from acclint.rules.straight import straight_calls
-from acclint.rules.windows import View, held, inside, owner_phrase, scale_severity, views, weaker
+from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Backward, Run
-from acclint.simulate.values import numeric, roots_of
+from acclint.simulate.values import numeric
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -100,9 +99,6 @@ becomes 1/k of what it was: a learning rate that was tuned with the old code may
 """
 
 
-_RATE = re.compile(r"(^|[^a-z])(lr|rate|learning_rate)([^a-z]|$)", re.IGNORECASE)
-
-
 def check(analysis: Analysis) -> Iterator[Report]:
     yield from held(analysis, lambda run: _judge(analysis, run))
 
@@ -112,7 +108,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         if view.k < 2:
             calls = straight_calls(view)
-            if calls and not _divided_rate(view) and not _compared_rate(view, len(calls)):
+            if calls and not divided_rate(view) and not _compared_rate(view, len(calls)):
                 found.append(_straight(view, calls))
             continue
         for report in _undivided(view):
@@ -154,25 +150,9 @@ def _division(view: View, calls: list[Backward], by: Span | str) -> Intent:
     )
 
 
-def _divided_rate(view: View) -> bool:
-    """Plain SGD without weight decay: a learning rate divided by k is the division."""
-    optimizer = view.lane.optimizer
-    if optimizer is None:
-        return True
-    if not optimizer.plain_sgd:
-        return False
-    if roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
-        return True
-    # The same expression divides a rate, whatever it is called: in the optimizer's call or before it.
-    return any(
-        text == view.k_text and (inside(span, optimizer.span) or _RATE.search(view.texts.text(span).partition("/")[0]))
-        for span, text in view.texts.divisors.items()
-    )
-
-
 def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
     """The backward sites whose mean loss enters every full window with weight 1 a micro-batch, with their numbers."""
-    if _divided_rate(view):
+    if divided_rate(view):
         return {}
     suspects: dict[tuple[Span, ...], list[int]] = {}
     cleared: set[tuple[Span, ...]] = set()

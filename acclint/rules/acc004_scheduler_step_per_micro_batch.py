@@ -161,6 +161,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             weaker(confidence, Confidence.HIGH if scheduler.cadence == "metric" else Confidence.LOW),
             notes=tuple(notes),
             assumptions=view.notes(),
+            intents=(Intent("display", "step it behind the loop over the batches, with the validation loss"),),
             evidence=view.proof(),
         )
     unit = _unit(view, scheduler, micro_batches)

@@ -147,10 +147,25 @@ def _report(view: View, place: Span, message: str, severity: Severity, intents: 
 
 def _ways(view: View, told: str, *ways: tuple[Action, ...]) -> tuple[Intent, ...]:
     """One intent per way to correct the test; then each together with the division that is missing as well."""
+    if _divided_for_another(view):
+        return (Intent("display", "let the window test and the division of the loss go by the same number"),)
     plain = [Intent("safe", told, way, regroups=True) for way in ways]
     missing = divide(undivided(view, view.closed), view.k_place) if view.k_place else ()
     also = f"{told}, and divide the loss by {view.k_phrase()}"
     return (*plain, *(Intent("safe", also, (*way, *missing), regroups=True) for way in ways if missing))
+
+
+def _divided_for_another(view: View) -> bool:
+    """Whether the mean loss is divided by a number of its own, which is not the length of a window."""
+    k = view.gate.modulus if view.gate is not None else None
+    for window in view.closed:
+        for backward in view.backwards(window):
+            term, weight = view.effective(window, backward)
+            means = term is not None and term.reduction in ("mean", "unknown") and backward.known_scale
+            divisors = [float(divisor) for divisor, _, _ in backward.divisors]
+            if means and len(divisors) == 1 and divisors[0] != k and abs(abs(float(weight)) * divisors[0] - 1) < 1e-6:
+                return True
+    return False
 
 
 def _later(view: View, gate: Guard, by: int) -> list[tuple[Action, ...]]:
@@ -199,6 +214,7 @@ def _varying(view: View, gate: Guard) -> Report | None:
         f"k changes while the counter of this window test runs on: the updates of {owner_phrase(view)} sum {sizes} "
         "micro-batches, not k each",
         Severity.ERROR,
+        (Intent("display", "change k only where a window begins, together with the counter"),),
     )
 
 
@@ -250,6 +266,7 @@ def _borrowed(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the update is under the test of `{word}`: {owner_phrase(view)} is stepped every {modulus} micro-batches, but "
         f"the loss is divided by {divisor:g}",
         Severity.ERROR,
+        (Intent("display", "give the update a window test of its own, with the number that the loss is divided by"),),
     )
 
 
@@ -331,6 +348,11 @@ def _irregular(view: View, gate: Guard) -> Report | None:
         f"the window test does not come true every {view.k_phrase()} micro-batches: "
         f"the updates of {owner_phrase(view)} sum {sizes} micro-batches",
         Severity.ERROR,
+        (
+            Intent(
+                "display", "raise the counter once per micro-batch, and reset it only where the optimizer is stepped"
+            ),
+        ),
     )
 
 
@@ -383,13 +405,7 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
 def _inverted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     """The update runs on every micro-batch except the boundary."""
     modulus = gate.modulus
-    if (
-        not isinstance(modulus, int)
-        or modulus < 3
-        or len(sizes) < modulus
-        or not set(sizes) <= {1, 2}
-        or 2 not in sizes
-    ):
+    if not isinstance(modulus, int) or modulus < 3 or len(sizes) < modulus or set(sizes) != {1, 2}:
         return None
     total = sum(sizes)
     expected = total * (modulus - 1) / modulus

@@ -163,6 +163,9 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
             view.confidence,
             notes=(("the loop over micro-batches", micro.span),),
             assumptions=view.notes(),
+            intents=(
+                Intent("display", f"a window of at most {turns} micro-batches, or an update at the end of a pass"),
+            ),
             evidence={**view.proof(), "tail": "never"},
         )
     return None

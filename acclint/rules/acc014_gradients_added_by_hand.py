@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.windows import held
 from acclint.simulate.trace import Run
 
@@ -117,6 +117,13 @@ def _judge(run: Run) -> list[Report]:
             Severity.ERROR,
             level,
             notes=(("backward adds to p.grad", first.span),),
+            intents=(
+                Intent(
+                    "display",
+                    "either drop the sum made by hand and use `.grad`, or clear `.grad` after it was added; both give "
+                    "each micro-batch the same weight",
+                ),
+            ),
             evidence={"scope": list((first.event.loops or event.loops)[-1][0].span)},
         )
     return list(found.values())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.windows import View, held, inside, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Guard, Loop, Run, Window
 from acclint.simulate.values import Term
@@ -163,6 +163,13 @@ def _report(view: View, backward: Backward, term: Term, part: str, notes: tuple[
         weaker(view.confidence, Confidence.HIGH if known else Confidence.MEDIUM),
         notes=notes,
         assumptions=view.notes(),
+        intents=(
+            Intent(
+                "display",
+                "call backward on each micro-batch's loss, before the window test; the gradient is then that of all "
+                "micro-batches",
+            ),
+        ),
         evidence=view.proof(),
     )
 

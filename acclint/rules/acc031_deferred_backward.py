@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.windows import held, own_data, turning, views, weaker
 from acclint.simulate.trace import Run
 from acclint.simulate.values import Term
@@ -123,6 +123,13 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                         notes=(
                             ("the loop over micro-batches", loop.span),
                             ("each loss is computed here", group[0].span),
+                        ),
+                        intents=(
+                            Intent(
+                                "display",
+                                "call backward on each micro-batch's loss in the loop, with the same factor: the "
+                                "gradients stay as they are, and only one graph is held at a time",
+                            ),
                         ),
                         evidence=view.proof(),
                     )

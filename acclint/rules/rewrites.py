@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from acclint.program import Span
 from acclint.rules.base import Action, Divide, Move, Remove, Zero
-from acclint.rules.windows import View
+from acclint.rules.windows import View, inside
 from acclint.simulate.trace import Backward, Event, Window
+from acclint.simulate.values import roots_of
+
+_RATE = re.compile(r"(^|[^a-z])(lr|rate|learning_rate)([^a-z]|$)", re.IGNORECASE)
 
 
 def divide(backwards: Sequence[Backward], by: Span | str) -> tuple[Action, ...]:
@@ -45,8 +49,29 @@ def _same_turn(one: Event, other: Event) -> bool:
     return [(id(loop), turn) for loop, turn in one.loops] == [(id(loop), turn) for loop, turn in other.loops]
 
 
+def divided_rate(view: View) -> bool:
+    """Plain SGD without weight decay: a learning rate divided by k is the division."""
+    optimizer = view.lane.optimizer
+    if optimizer is None:
+        return True
+    if not optimizer.plain_sgd:
+        return False
+    if roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
+        return True
+    # The same expression divides a rate, whatever it is called: in the optimizer's call or before it.
+    return any(
+        text == view.k_text and (inside(span, optimizer.span) or _RATE.search(view.texts.text(span).partition("/")[0]))
+        for span, text in view.texts.divisors.items()
+    )
+
+
 def undivided(view: View, windows: Sequence[Window]) -> list[Backward]:
-    """The backward calls whose mean losses have weight 1, where they have one, in the windows."""
+    """The backward calls whose mean losses have weight 1, where they have one, in the windows.
+
+    None where the learning rate is divided instead.
+    """
+    if divided_rate(view):
+        return []
     found: dict[Span, Backward] = {}
     for window in windows:
         for backward in view.backwards(window):
