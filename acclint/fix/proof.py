@@ -149,7 +149,8 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
         was, then = _updates(one, old), _updates(other, new)
         mine = rule.category in ("gradient", "window") and base and (not about or new.name in about)
         if intent.regroups:
-            yield _regrouped(was, then, common_size(other, new))
+            least = 2 if mine else min(common_size(one, old), 2)
+            yield _regrouped(was, then, common_size(other, new) >= least)
         elif len(was) != len(then):
             yield "the number of updates would change"
         elif any(_worse(a, b) for a, b in zip(was, then, strict=True)):
@@ -162,11 +163,11 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
             yield "an update would still not be right"
 
 
-def _regrouped(was: list[_Update], then: list[_Update], k: int) -> str:
-    """What is wrong with updates of other micro-batches than before, usually `k`; "" if nothing."""
+def _regrouped(was: list[_Update], then: list[_Update], accumulates: bool) -> str:
+    """What is wrong with updates of other micro-batches than before; "" if nothing."""
     if _share(then) < _share(was):
         return "more updates would be wrong than now"
-    if k < 2:
+    if not accumulates:
         return "nothing would be accumulated any more"
     if _sensible(was) and not _sensible(then):
         return "the loss is divided by another number than the length of the window"

@@ -85,7 +85,7 @@ def _unfixed(repair: Repair) -> tuple[str, str]:
     if not left:
         return "missed", ""
     fix = left[0].fix
-    if fix is None or fix.applicability == "unsafe":
+    if fix is None or not fix.reason:
         return "unsafe", left[0].code
     return "refused", f"{left[0].code}: {fix.reason}"
 
