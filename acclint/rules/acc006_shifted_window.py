@@ -89,7 +89,8 @@ for epoch in range(3):
 ## Fix safety
 
 Safe for a window that is off by one or inverted: the test becomes `(i + 1) % k == 0`, and the updates fall on full
-windows. Unsafe for the others, whose intention is not certain.
+windows; where the loss is not divided either, the division is added. Advice for the others, whose intention is not
+certain.
 
 ## References
 

@@ -79,7 +79,8 @@ for epoch in range(3):
 ## Fix safety
 
 Safe: `optimizer.zero_grad()` is added behind the step. Each update then uses its own window only; a learning rate
-tuned with the growing gradients may have to be raised.
+tuned with the growing gradients may have to be raised. Unsafe in a loop over the parts of one batch, and where the loss
+is divided for a window: there the step may be what stands in the wrong place.
 
 ## References
 
