@@ -169,6 +169,9 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             if any(not one.known_scale for one in group) or any(event.data.get("unsure") for event in window.edits):
                 cleared.add(site)
                 continue
+            if _of_the_whole_window(group):
+                cleared.add(site)
+                continue
             weights = [view.effective(window, one) for one in group]
             means = all(term is not None and term.reduction in ("mean", "unknown") for term, _ in weights)
             if means and all(abs(abs(float(weight)) - 1) < 1e-6 for _, weight in weights):
@@ -176,6 +179,16 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             else:
                 cleared.add(site)
     return {site: numbers for site, numbers in suspects.items() if site not in cleared}
+
+
+def _of_the_whole_window(group: list[Backward]) -> bool:
+    """Whether each loss is computed from the same several micro-batches (each with the graph of another one of them).
+
+    Their gradients are parts of the gradient of one loss, which a sum puts together (a contrastive loss over cached
+    features, for instance).
+    """
+    data = {frozenset(one for term, _ in backward.terms for one in term.data if one > 0) for backward in group}
+    return len(data) == 1 and len(next(iter(data))) > 1
 
 
 def _undivided(view: View) -> Iterator[Report]:

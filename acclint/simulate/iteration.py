@@ -139,7 +139,7 @@ class Iteration(Gradients):
         if kind in (ParamSet, Param):
             return Stream(iter(self.parameters_of(value)))
         if kind is Opaque and not value.graph:
-            if value.batch:
+            if value.batch and not names.is_loader_name(value.name):
                 return Stream(iter([self.item_of(value) for _ in range(self.assignment.k)]), None, False)
             value.hint = value.hint or ("loader" if names.is_loader_name(value.name) else "")
             length = self.number(f"len({value.key})", "length", "length")
