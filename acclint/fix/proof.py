@@ -149,9 +149,8 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
         was, then = _updates(one, old), _updates(other, new)
         mine = rule.category in ("gradient", "window") and base and (not about or new.name in about)
         if intent.regroups:
-            least = 2 if mine else min(common_size(one, old), 2)
-            yield _regrouped(was, then, common_size(other, new) >= least)
-        elif len(was) != len(then):
+            yield _regrouped(was, then, common_size(other, new) >= min(common_size(one, old), 2))
+        elif len(was) != len(then) or common_size(one, old) != common_size(other, new):
             yield "the number of updates would change"
         elif any(_worse(a, b) for a, b in zip(was, then, strict=True)):
             yield "an update that is right now would be wrong"
@@ -161,6 +160,11 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
             yield "an update would run without a gradient"
         if mine and was and not _whole(then):
             yield "an update would still not be right"
+        if mine and common_size(other, new) == 1 and not _sensible(then):
+            yield "every micro-batch would update, though the loss is divided for a window"
+    sizes = [common_size(other, lane) for lane in other.lanes if not about or lane.name in about]
+    if intent.regroups and base and max(sizes, default=2) < 2:
+        yield "nothing would be accumulated any more"
 
 
 def _regrouped(was: list[_Update], then: list[_Update], accumulates: bool) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Intent, Move, Report, Rule
+from acclint.rules.base import Action, Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
 from acclint.rules.windows import View, held, owner_phrase, turning, views, weaker
 from acclint.simulate.trace import Event, Run, Window
@@ -194,22 +194,32 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
         confidence,
         notes=tuple(view.related()),
         assumptions=view.notes(),
-        intents=_update_with_the_zeroing(view, event)
-        or tuple(
-            Intent("safe", f"{told}: every micro-batch then counts", (*way, *divisions))
-            for way in zero_behind_update(view, zeros)
-        ),
+        intents=_intents(view, event, told, zeros, divisions),
         evidence=view.proof(),
     )
 
 
-def _update_with_the_zeroing(view: View, event: Event) -> tuple[Intent, ...]:
-    """Where the zeroing waits for a test and the update does not, the update belongs before the zeroing."""
+def _intents(
+    view: View, event: Event, told: str, zeros: list[Event], divisions: tuple[Action, ...]
+) -> tuple[Intent, ...]:
+    """Zero behind the update; or, where the zeroing waits for a test and the update for another, update before it."""
+    behind = [
+        Intent("safe", f"{told}: every micro-batch then counts", (*way, *divisions))
+        for way in zero_behind_update(view, zeros)
+    ]
     update = view.update
-    if update is None or {guard.span for guard in event.guards} <= {guard.span for guard in update.guards}:
-        return ()
-    told = "update where the gradients are zeroed, at the end of each window"
-    return (Intent("safe", told, (Move(update.span, before=event.span),), regroups=True),)
+    if update is None or {guard.span for guard in event.guards} == {guard.span for guard in update.guards}:
+        return tuple(behind)
+    before = Intent(
+        "safe",
+        "update where the gradients are zeroed, at the end of each window",
+        (Move(update.span, before=event.span),),
+        regroups=True,
+    )
+    if any(guard.modulus is not None for guard in event.guards):
+        return (before,)
+    waits = not {guard.span for guard in event.guards} <= {guard.span for guard in update.guards}
+    return (before, *behind) if waits else tuple(behind)
 
 
 def _beside(one: Event, other: Event) -> bool:
