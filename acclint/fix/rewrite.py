@@ -10,7 +10,7 @@ import libcst as cst
 from libcst.codemod import CodemodContext
 from libcst.codemod.visitors import AddImportsVisitor, ImportItem
 
-from acclint.fix.tree import Refused, Tree, reads
+from acclint.fix.tree import Refused, Tree, reads, tree_of
 from acclint.program import Span
 from acclint.rules import base
 
@@ -23,7 +23,7 @@ _CLOSED = (cst.Name, cst.Attribute, cst.Call, cst.Subscript, cst.Integer, cst.Fl
 
 def rewrite(text: str, actions: Sequence[base.Action]) -> str:
     """The text after all actions. Raises Refused, with a reason, where one of them cannot be done."""
-    rewriter = _Rewriter(Tree(text))
+    rewriter = _Rewriter(tree_of(text))
     for action in actions:
         rewriter.do(action)
     return rewriter.result()

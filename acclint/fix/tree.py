@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar, cast
 
 import libcst as cst
@@ -23,6 +23,12 @@ from acclint.program import Span
 
 Node = TypeVar("Node", bound=cst.CSTNode)
 _FUNCTIONS = (cst.FunctionDef, cst.Lambda, cst.ClassDef, cst.Module)
+
+
+@lru_cache(1)
+def tree_of(text: str) -> Tree:
+    """The tree of a text; the last one is kept, since one text is rewritten in several ways."""
+    return Tree(text)
 
 
 class Refused(Exception):
