@@ -19,6 +19,7 @@ from acclint.simulate.machine import Machine
 from acclint.simulate.scan import Scanner, bodies, children, counted, expressions, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import PyRaise
+from acclint.simulate.vocabulary import ZEROING
 from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
 
 __all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute"]
@@ -225,7 +226,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                     assert isinstance(one, p.Call)
                     analysis.texts[one.span] = text(one)
                     func = one.func
-                    if isinstance(func, p.Attr) and func.name == "zero_grad":
+                    if isinstance(func, p.Attr) and func.name in ZEROING:
                         name = text(func.value).rpartition(".")[2]
                         world.zeroed_names.add(name)
                     if isinstance(func, p.Attr):

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from acclint import program as p
 from acclint.knowledge import names
-from acclint.simulate.vocabulary import word_set
+from acclint.simulate.vocabulary import ZEROING, word_set
 
 BACKWARD = frozenset({"backward", "manual_backward", "scale_loss", "accumulate_gradients"})
-UPDATE = frozenset({"step", "zero_grad"})
+UPDATE = ZEROING | {"step"}
 EVENTS = BACKWARD | UPDATE | {"step_update", "unscale_", "clip_grad_norm_", "clip_grad_value_", "_foreach_div_"}
 # Methods that every torch or Python object has: a call of one on another receiver is no call into the file.
 _COMMON = word_set(

@@ -10,7 +10,7 @@ from acclint.simulate.core import Frame
 from acclint.simulate.modules import Modules
 from acclint.simulate.scan import text
 from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, Owner, ParamSet, Tensor, Value
-from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, word_set
+from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, ZEROING, word_set
 
 _DATA_SIZE = word_set("size shape numel __len__ nelement")
 _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
@@ -119,7 +119,7 @@ class Unknown(Modules):
         if name == "manual_backward" and args:
             self.backward(args[0], span, via="manual_backward")
             return None
-        if name == "zero_grad":
+        if name in ZEROING:
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
@@ -244,7 +244,7 @@ class Unknown(Modules):
     def step_method(self, base: Opaque, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """`x.step(...)` on something unknown: optimizer, scheduler, scaler, or something else."""
         first: Value = args[0] if args else keywords.get("optimizer")
-        lossy = type(first) is Tensor or (type(first) is Opaque and (first.graph or names.is_loss_name(first.name)))
+        lossy = self.is_computed(first) or (type(first) is Opaque and names.is_loss_name(first.name))
         if lossy and not names.is_scheduler_name(base.name):
             # A step that takes the loss (a differentiable optimizer, an environment) works by itself.
             self.event("engine", span, name=base.name)

@@ -10,6 +10,7 @@ from acclint.simulate import values as v
 from acclint.simulate.losses import Losses
 from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
+from acclint.simulate.vocabulary import ZEROING
 from acclint.simulate.world import Restart
 
 
@@ -57,6 +58,10 @@ class Updates(Losses):
 
     def step(self, optimizer: v.Optimizer, args: list[Value], keywords: dict[str, Value], span: Span) -> None:
         closure = args[0] if args else keywords.get("closure")
+        if not optimizer.known and self.is_computed(closure):
+            # A differentiable optimizer: it takes the loss and works by itself, on copies of the parameters.
+            self.event("engine", span, name=optimizer.name)
+            return
         if type(closure) is Closure:
             optimizer.replays = True
             self.replaying += 1
@@ -68,6 +73,11 @@ class Updates(Losses):
             return
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
+
+    @staticmethod
+    def is_computed(value: Value) -> bool:
+        """Whether a value was computed from data or by a model: a loss, and no closure."""
+        return type(value) is Tensor or (type(value) is Opaque and (value.graph or bool(value.batch)))
 
     def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
         if scheduler.gate is not None and not scheduler.gate.sync:
@@ -190,7 +200,7 @@ class Updates(Losses):
     ) -> Value:
         if name == "step":
             self.step(owner, args, keywords, span)
-        elif name == "zero_grad":
+        elif name in ZEROING:
             if owner.gate is None or owner.gate.sync:
                 self.zero(NOBODY, span, "zero_grad", owner)
         elif name == "backward" and args:

@@ -18,4 +18,6 @@ NO_GRADIENT = word_set(
     "bincount searchsorted count_nonzero multinomial bernoulli logical_and logical_or logical_not one_hot"
 )
 WITH_INDICES = word_set("max min topk sort median mode kthvalue cummax cummin")
+# torch's and Paddle's.
+ZEROING = word_set("zero_grad clear_grad clear_gradients")
 RESHAPES = word_set("view reshape flatten permute squeeze unsqueeze transpose t repeat expand")
