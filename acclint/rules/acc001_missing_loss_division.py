@@ -85,6 +85,7 @@ for epoch in range(3):
 - A framework divides: `accelerator.backward`, a DeepSpeed engine, Lightning's automatic optimization, the
   transformers Trainer.
 - Several backward passes serve one batch (several losses, a GAN's real and fake halves).
+- Each loss is a mean over the whole window: a contrastive loss against the cached features of its other micro-batches.
 
 ## Fix safety
 

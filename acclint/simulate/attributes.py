@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from acclint.knowledge import names
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.items import Items
@@ -138,7 +139,9 @@ class Attributes(Items):
             made.hint = "output"
             value.attrs[name] = made
             return made
-        made = self.opaque(f"{value.key}.{name}", name, owners=value.owners, graph=value.graph, batch=value.batch)
+        # `data["train"].dataloader`: what holds a loader is no batch.
+        batch: frozenset[int] = frozenset() if names.is_loader_name(name) else value.batch
+        made = self.opaque(f"{value.key}.{name}", name, owners=value.owners, graph=value.graph, batch=batch)
         if "<size>" in value.attrs:
             made.attrs["<size>"] = value.attrs["<size>"]
         made.attrs["<parent>"] = value

@@ -46,7 +46,7 @@ class Unknown(Modules):
             one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
         ]
         owners = self.graph_owners(values)
-        if callee.batch:
+        if callee.batch and not callee.graph:
             return self.opaque(f"{callee.key}()", callee.name, batch=callee.batch | batch)
         if callee.graph or callee.owners:
             owners |= callee.owners
