@@ -11,7 +11,7 @@ from acclint.program import Span
 from acclint.rules.base import Detach, Intent, Report, Rule
 from acclint.rules.windows import held, turning, weaker
 from acclint.simulate.trace import Event, Loop, Run
-from acclint.simulate.values import Term
+from acclint.simulate.values import Owner, Term
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -227,8 +227,20 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     fresh = len({term.fetch for term in group}) > 1
     if not fresh and loop.kind not in ("loader", "while") and not sent:
         level = Confidence.LOW
+    if not sent and group[0].guessed and any(one.overlaps(own) for own in group[0].owners for one in _trained(run)):
+        level = Confidence.LOW  # A metric beside the loss: what returns both may well detach it.
     level = weaker(level, _reach(event))
     name = event.data["target"] or "the list"
+    if sent and event.data["size"] < loop.turns:
+        return Report(
+            span,
+            f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are freed "
+            "by backward, the graphs' nodes are not); keep `.detach()` or `.item()`",
+            Severity.INFO,
+            level,
+            notes=(("the loop over micro-batches", loop.span),),
+            evidence={"scope": list(loop.span)},
+        )
     if sent:
         return Report(
             span,
@@ -252,6 +264,10 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
         intents=_detaching(span, name, after_backward=False),
         evidence={"scope": list(loop.span)},
     )
+
+
+def _trained(run: Run) -> set[Owner]:
+    return {owner for backward in run.backwards for owner in backward.owners}
 
 
 def _turning(group: list[Term]) -> Loop | None:

@@ -249,6 +249,10 @@ class Iteration(Gradients):
                 loop.cut = cut != count
                 return iter(range(int(start), int(start) + cut))
             return iter(range(int(start), int(stop), int(step)))
+        if loop.level == "quiet" and roots and count < QUIET_TURNS:
+            # It only comes out (almost) empty by the numbers of this run.
+            loop.cut = True
+            return iter(range(int(start), int(start) + QUIET_TURNS * int(step), int(step)))
         if loop.level == "quiet":
             shown = QUIET_TURNS if count > 8 else count
             loop.cut = shown != count

@@ -154,7 +154,11 @@ class Unknown(Modules):
             tensor = Tensor(base.owners, True, batch=base.batch)
             if "<loss>" in base.attrs:
                 return self.as_loss(base, span)
-            return self.tensor_method(tensor, name, args, keywords, span)
+            made = self.tensor_method(tensor, name, args, keywords, span)
+            if type(made) is Tensor and base.hint == "":
+                for term in made.terms or ():
+                    term.guessed = True
+            return made
         if name == "requires_grad_" and not base.batch and not base.graph:
             self.set_requires_grad(self.owner_of(base), args[0] if args else keywords.get("requires_grad", True))
             return base
@@ -201,6 +205,8 @@ class Unknown(Modules):
         if name == "clip_grad_norm_" or name == "clip_grad_value_":
             self.event("clip", span)
             return self.opaque(f"norm:{span.row}", "grad_norm")
+        if name == "forward" and not base.graph and not base.batch:
+            return self.unknown_call(base, args, keywords, expr, frame)
         return _NOT_HANDLED
 
     def add_argument(self, parser: Opaque, args: list[Value], keywords: dict[str, Value]) -> None:

@@ -90,7 +90,7 @@ class Term:
     `scaled` is False where an unknown factor may be part of the term.
     """
 
-    __slots__ = ("data", "fetch", "loops", "number", "owners", "reduction", "sent", "site", "span", "why")
+    __slots__ = ("data", "fetch", "guessed", "loops", "number", "owners", "reduction", "sent", "site", "span", "why")
 
     def __init__(
         self, number: int, span: Span, site: tuple[Span, ...], owners: Owners, reduction: str, why: str, loops: Any
@@ -105,6 +105,7 @@ class Term:
         self.sent = 0  # how many backward calls it took part in
         self.fetch = 0  # how many micro-batches had been fetched when it was made
         self.data: frozenset[int] = frozenset()  # the data that it was computed from
+        self.guessed = False  # whether its graph is only supposed: something unknown returned it
 
 
 class Tensor:
