@@ -16,7 +16,7 @@ from acclint.simulate import values as v
 from acclint.simulate.entries import drive
 from acclint.simulate.facts import LoopFacts, describe
 from acclint.simulate.machine import Machine
-from acclint.simulate.scan import Scanner, bodies, children, counted, expressions, text
+from acclint.simulate.scan import Scanner, bodies, children, counted, expressions, plain_test, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import PyRaise
 from acclint.simulate.vocabulary import ZEROING
@@ -185,6 +185,8 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                 todo.append(stmt.function.body)
             elif isinstance(stmt, p.Class):
                 todo.append(stmt.body)
+            if isinstance(stmt, p.If):
+                _note_updates(stmt, world)
             if isinstance(stmt, (p.If, p.While)):
                 analysis.texts[stmt.test.span] = text(stmt.test)
             if isinstance(stmt, p.For):
@@ -250,6 +252,16 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
     world.k_divisions.update(span for span, divisor in quotients if divisor in sizes)
     for span, divisor in quotients:
         analysis.divisors.setdefault(span, divisor)
+
+
+def _note_updates(stmt: p.If, world: World) -> None:
+    """Under which outcome of a test updates happen; None where two places differ."""
+    body, orelse = ("step" in world.scanner.reach(part) for part in (stmt.body, stmt.orelse))
+    if body != orelse:
+        key, negated = plain_test(stmt.test)
+        known = world.updating.setdefault(key, body != negated)
+        if known != (body != negated):
+            world.updating[key] = None
 
 
 # Calls that cut a batch into as many parts as their argument says.

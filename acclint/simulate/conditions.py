@@ -10,7 +10,7 @@ from acclint import program as p
 from acclint.program import Span
 from acclint.simulate.core import Frame
 from acclint.simulate.methods import Methods
-from acclint.simulate.scan import text
+from acclint.simulate.scan import plain_test, text
 from acclint.simulate.trace import Condition, Guard
 from acclint.simulate.values import Maybe, Num, Opaque, Stream, Value, numeric, roots_of
 
@@ -165,6 +165,12 @@ class Conditions(Methods):
             return True
         if else_events and not body_events:
             return False
+        if not body_events:
+            # The same test elsewhere: the outcome under which the updates happen.
+            key, negated = plain_test(stmt.test)
+            known = self.world.updating.get(key)
+            if known is not None:
+                return known != negated
         if not body_events and not stmt.orelse:
             return not _RESUMING.search(text(stmt.test))
         return True

@@ -322,6 +322,14 @@ def counted(iterable: p.Expr) -> str:
     return counted(iterable.args[0]) if name in ("enumerate", "zip", "tqdm", "trange", "list", "reversed") else ""
 
 
+def plain_test(test: p.Expr) -> tuple[str, bool]:
+    """The text of a test without its `not`s, and whether they turn it around."""
+    negated = False
+    while isinstance(test, p.Unary) and test.op == "not":
+        test, negated = test.operand, not negated
+    return text(test), negated
+
+
 def text(expr: p.Expr) -> str:
     """A short rendering of an expression, the same for the same text: for names and keys."""
     if isinstance(expr, p.Name):
