@@ -144,7 +144,7 @@ class Conditions(Methods):
         if known is not None:
             known.matters |= matters
             return known.value
-        chosen = self.choices.get(key)
+        chosen = self.choices.get(key, self.world.avoiding.get(key))
         if chosen is None:
             chosen = desired()
         self.run.conditions[key] = Condition(key, span, chosen, matters)
@@ -158,6 +158,8 @@ class Conditions(Methods):
         if body_jumps and else_jumps:
             return not isinstance(stmt.body[-1], p.Raise)
         if body_jumps and self._returns_choice(stmt.body):
+            return True
+        if body_jumps and type(stmt.body[-1]) is p.Break and self.loops and self.loops[-1].span in self.detours:
             return True
         if body_jumps:
             return scanner.has_backward(stmt.body)

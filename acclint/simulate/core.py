@@ -112,6 +112,7 @@ class Core:
         self.norms_off: set[Owner] = set()  # modules whose BatchNorm layers a loop puts into eval mode
         self.normless: set[Owner] = set()  # modules whose BatchNorm layers are replaced
         self.evaluating: set[Owner] = set()
+        self.detours: set[Span] = set()  # loops inside a micro-batch of a loop that accumulates by itself
         self.outputs: dict[int, tuple[Value, v.Term]] = {}
 
     def number(self, key: str, name: str, role: str = "") -> Num:

@@ -204,6 +204,19 @@ class Scanner:
     def has_events(self, body: tuple[p.Stmt, ...]) -> bool:
         return not EVENTS.isdisjoint(self.reach(body)) or self.scan(body).grad
 
+    def accumulates(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether `body` calls backward and tests a remainder before a step, both outside of the loops in it."""
+        backward = gate = False
+        todo = [body]
+        while todo:
+            for stmt in todo.pop():
+                if isinstance(stmt, (p.For, p.While, p.Define, p.Class)):
+                    continue
+                todo += bodies(stmt)
+                backward |= isinstance(stmt, p.Do) and not BACKWARD.isdisjoint(self.scan((stmt,)).attrs)
+                gate |= isinstance(stmt, p.If) and _has_remainder(stmt.test) and "step" in self.scan(stmt.body).attrs
+        return backward and gate
+
     def has_nested_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a loop inside, here or in a function called from here, reaches a backward call."""
         todo, seen = [body], set()

@@ -26,8 +26,10 @@ from acclint.simulate.values import (
     Tensor,
     Value,
 )
-from acclint.simulate.world import Stop
+from acclint.simulate.world import Restart, Stop
 
+# How many answers are given up because they led to an error.
+MAX_AVOIDED = 4
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
 
@@ -180,7 +182,12 @@ class Statements(Expressions):
         if not scanner.has_backward(stmt.body):
             return "quiet"
         if scanner.has_nested_backward(stmt.body):
-            return "micro" if scanner.scan(stmt.body).mod_step and not self._nested_steps(stmt.body) else "outer"
+            if not scanner.scan(stmt.body).mod_step:
+                return "outer"
+            if scanner.accumulates(stmt.body):
+                self.detours |= {loop.span for loop in scanner.scan(stmt.body).loops}
+                return "micro"
+            return "outer" if self._nested_steps(stmt.body) else "micro"
         if "step" in scanner.reach(stmt.body):
             return "micro"
         return "window"
@@ -350,6 +357,13 @@ class Statements(Expressions):
         return RETURN
 
     def do_raise(self, stmt: p.Raise, frame: Frame) -> str:
+        if not self.run.backwards and not self.choices and len(self.world.avoiding) < MAX_AVOIDED:
+            # Answers that were right one by one do not go together: give the last one up.
+            for guard in reversed(self.guards):
+                known = self.run.conditions.get(guard.key) if guard.unknown else None
+                if known is not None and guard.key not in self.world.avoiding:
+                    self.world.avoiding[guard.key] = not known.value
+                    raise Restart
         raise PyRaise("Exception")
 
     def do_delete(self, stmt: p.Delete, frame: Frame) -> None:

@@ -63,6 +63,7 @@ class World:
     counters: set[str] = field(default_factory=set)
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
+    avoiding: dict[str, bool] = field(default_factory=dict)  # answers without which a run ended in an error
     updating: dict[str, bool | None] = field(default_factory=dict)  # outcome of a test under which updates happen
 
     def reduction(self, name: str) -> str:
