@@ -28,6 +28,7 @@ NOT_MODELLED = {
     "ACC015/good_flat_buffer": "gradients are views of a buffer that is zeroed",
     "ACC015/good_optimizer_that_clears": "an optimizer class of the file zeroes in its own step",
     "ACC015/good_step_hook": "a step hook zeroes",
+    "ACC016/bad_pass_of_another_backend": "the script takes the branch that is not the first to be looked at",
 }
 
 

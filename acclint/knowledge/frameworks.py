@@ -200,3 +200,7 @@ def framework(name: str) -> Framework:
 def frameworks_of(path: str) -> tuple[Framework, ...]:
     """The rows that a dotted path (a class or factory) stands for; Lightning's module has two."""
     return tuple(row for row in FRAMEWORKS if path in row.roots)
+
+
+ENGINES = frozenset({"ignite.engine.Engine", "ignite.engine.engine.Engine"})
+"""Classes whose first argument is called with one batch after the other (ignite 0.5.5, ignite/engine/engine.py)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
@@ -173,6 +173,10 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             if _of_the_whole_window(group):
                 cleared.add(site)
                 continue
+            if any(_divided(view, window.row.get(one.number, 0) * weight) for one in group for _, weight in one.terms):
+                # A part of the loss is divided: what is not may be meant so.
+                cleared.add(site)
+                continue
             weights = [view.effective(window, one) for one in group]
             means = all(term is not None and term.reduction in ("mean", "unknown") for term, _ in weights)
             if means and all(abs(abs(float(weight)) - 1) < 1e-6 for _, weight in weights):
@@ -190,6 +194,10 @@ def _of_the_whole_window(group: list[Backward]) -> bool:
     """
     data = {frozenset(one for term, _ in backward.terms for one in term.data if one > 0) for backward in group}
     return len(data) == 1 and len(next(iter(data))) > 1
+
+
+def _divided(view: View, weight: Any) -> bool:
+    return abs(abs(float(weight)) * view.k - 1) < 1e-6
 
 
 def _undivided(view: View) -> Iterator[Report]:

@@ -154,7 +154,7 @@ class View:
                     )
                 )
         micro = self.micro
-        if micro is not None and micro.kind == "call" and micro.target != "training_step":
+        if micro is not None and micro.kind == "call" and not micro.target:
             found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))
         if self.run.notes:
             found.append((Confidence.LOW, self.run.notes[0][0], self.run.notes[0][1]))
@@ -316,6 +316,8 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
     """
     seen: set[Span] = set()
     for path in analysis.paths:
+        if path.flipped and path.first.stopped:
+            continue  # A run that was broken off says little about another choice.
         first = {report.span: report for report in judge(path.first) if report.span not in seen}
         if not first or path.second is None:
             continue

@@ -100,7 +100,7 @@ class Core:
         self.wild: dict[Owner, v.Optimizer] = {}
         self.replaying = 0
         self.sent: dict[int, tuple[Tensor, int]] = {}
-        self.engine_driven: list[tuple[Closure, Value]] = []
+        self.engine_driven: list[tuple[Closure, str]] = []  # and by what
         self.instances: dict[str, Instance] = {}
         self.parameters: dict[Owner, Param] = {}
         self.attached: dict[tuple[Owner, str], Value] = {}

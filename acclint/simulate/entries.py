@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from acclint import program as p
+from acclint.knowledge.frameworks import ENGINES
 from acclint.simulate.callers import Callers
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
@@ -27,13 +28,19 @@ _FRAMEWORK_BASES = ("Trainer", "Callback", "Hook", "Function")
 
 def drive(machine: Machine) -> None:
     """Call what can train and has not been called."""
-    for closure, _ in list(machine.engine_driven):
-        if id(closure.function) not in machine.called:
-            _repeat(machine, closure, None, engine=True)
+    _engines(machine)
     for closure, owner in _entries(machine):
         if id(closure.function) not in machine.called:
             _repeat(machine, closure, owner, engine=False)
+            _engines(machine)
     _evaluations(machine)
+
+
+def _engines(machine: Machine) -> None:
+    """Call what was handed to an engine, and what that hands on."""
+    for closure, driver in machine.engine_driven:  # grows on the way
+        if id(closure.function) not in machine.called:
+            _repeat(machine, closure, None, engine=True, driver=driver if driver in ENGINES else "")
 
 
 def _evaluations(machine: Machine) -> None:
@@ -100,8 +107,12 @@ def _repeat(
     engine: bool,
     evaluation: bool = False,
     certain: bool = True,
+    driver: str = "",
 ) -> None:
-    """Call one entry several times; an evaluation once. `certain` says whether the file itself calls it like this."""
+    """Call one entry several times; an evaluation once. `certain` says whether the file itself calls it like this.
+
+    `driver` is what is known to call it with one batch after the other.
+    """
     function = closure.function
     if function.name == "__init__":
         return
@@ -109,8 +120,10 @@ def _repeat(
     target = closure
     if cls is not None and closure.kind not in ("static", "class"):
         instance = _instance(machine, cls)
-        if machine.is_lightning(instance) and instance.attrs.get("automatic_optimization") is not False:
-            return
+        if machine.is_lightning(instance):
+            if instance.attrs.get("automatic_optimization") is not False:
+                return
+            driver = "lightning" if function.name == "training_step" else ""
         target = Closure(
             function, closure.scope, instance, closure.no_grad, closure.owner_class, closure.defaults, closure.kind
         )
@@ -126,7 +139,7 @@ def _repeat(
     values = {
         one.name: _argument(machine, function, one, engine) for one in parameters if one.kind in ("plain", "keyword")
     }
-    loop = Loop(function.span, machine.entries, "call", "outer" if has_loop else "micro")
+    loop = Loop(function.span, machine.entries, "call", "outer" if has_loop else "micro", target=driver)
     if evaluation:
         rounds, loop.level, loop.named = 1, "quiet", certain
     machine.entries += 1

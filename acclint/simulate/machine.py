@@ -146,7 +146,7 @@ class Machine(Statements):
             batch = self.batch_of(values)
             for one in values:
                 if type(one) is Closure and self.scanner.has_backward(one.function.body):
-                    self.engine_driven.append((one, None))
+                    self.engine_driven.append((one, path))
             if (
                 last in WITH_INDICES
                 and len(values) > 1

@@ -49,7 +49,15 @@ class Scanner:
         self.methods: dict[str, list[p.Function]] = {}
         self._scans: dict[int, tuple[object, Scan]] = {}
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
+        self._named: list[tuple[str, str]] = []
         self._collect(program.body, None)
+        for name, other in self._named:
+            # `backward_pass = amp_backward_pass`
+            if other in self.functions and name not in self.functions:
+                self.functions[name] = []
+        for name, other in self._named:
+            if name in self.functions and other in self.functions:
+                self.functions[name] += [one for one in self.functions[other] if one not in self.functions[name]]
 
     def _collect(self, body: tuple[p.Stmt, ...], cls: p.Class | None) -> None:
         for stmt in body:
@@ -62,6 +70,8 @@ class Scanner:
             elif kind is p.Class:
                 assert isinstance(stmt, p.Class)
                 self._collect(stmt.body, stmt)
+            elif kind is p.Assign and isinstance(stmt.value, p.Name):  # type: ignore[attr-defined]
+                self._named += [(one.id, stmt.value.id) for one in stmt.targets if isinstance(one, p.Name)]  # type: ignore[attr-defined]
             else:
                 for part in bodies(stmt):
                     self._collect(part, cls)
@@ -100,6 +110,8 @@ class Scanner:
             if isinstance(stmt.value, p.Binary):
                 found.grows |= stmt.value.op == "+" and text(stmt.value.left) == text(stmt.targets[0])
             found.grows |= isinstance(stmt.targets[0], p.Index)
+            if isinstance(stmt.value, p.Name):
+                found.calls.add(stmt.value.id)  # a function under another name is there to be called
         elif kind is p.Class:
             assert isinstance(stmt, p.Class)
             found.torch |= self.scan(stmt.body).torch

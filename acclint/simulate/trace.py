@@ -14,7 +14,8 @@ class Loop:
     """One entry into a loop: `turn` counts its iterations while it runs.
 
     `kind` says what is iterated: "loader" (micro-batches of a loader), "chunks" (parts of a batch), "count"
-    (a range), "while", "call" (an entry function called again and again), "list" or "other".
+    (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
+    its target; of a call, what is known to make it once per batch.
     """
 
     span: Span

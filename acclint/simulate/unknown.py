@@ -41,7 +41,7 @@ class Unknown(Modules):
         self.note_opaque(callee.key, values, span)
         for one in values:
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
-                self.engine_driven.append((one, None))
+                self.engine_driven.append((one, callee.key))
         loaders = [
             one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
         ]
@@ -286,6 +286,9 @@ class Unknown(Modules):
         values = [*args, *keywords.values()]
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last, combined=True)
+        for one in values:
+            if type(one) is Closure and self.scanner.has_backward(one.function.body):
+                self.engine_driven.append((one, path))
         made_once = not self.loops or not self.batch_of(values)
         if last[:1].isupper() and not self.graph_owners(values) and made_once:
             key = f"{path}@{span.row}"
@@ -294,9 +297,6 @@ class Unknown(Modules):
                 made.hint = "criterion"
             return made
         self.note_opaque(path, values, span)
-        for one in values:
-            if type(one) is Closure and self.scanner.has_backward(one.function.body):
-                self.engine_driven.append((one, None))
         owners = self.graph_owners(values)
         batch = self.batch_of(values)
         loaders = [
