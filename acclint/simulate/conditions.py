@@ -167,6 +167,8 @@ class Conditions(Methods):
             return True
         if else_events and not body_events:
             return False
+        if else_events and "step" in scanner.reach(stmt.orelse) and "step" not in scanner.reach(stmt.body):
+            return False  # `if overflow: optimizer.zero_grad() else: optimizer.step()`
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
             key, negated = plain_test(stmt.test)
