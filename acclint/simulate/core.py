@@ -245,12 +245,12 @@ class Core:
     def is_module_class(self, cls: ClassValue) -> bool:
         return cls.module or any(isinstance(base, ClassValue) and self.is_module_class(base) for base in cls.bases)
 
-    def tunable(self, value: Value, key: str, name: str) -> Value:
+    def tunable(self, value: Value, key: str, name: str, *, only_steps: bool = False) -> Value:
         """A number that a user is meant to change (a default, a settings item): its value is only a hint."""
         if (
             isinstance(value, int)
             and not isinstance(value, bool)
-            and (self.world.is_accumulation(name) or names.is_batch_size_name(name))
+            and (self.world.is_accumulation(name) or (names.is_batch_size_name(name) and not only_steps))
         ):
             self.world.hints.setdefault(key, value)
             return self.number(key, name)

@@ -38,6 +38,8 @@ class Enough(Exception):
     """A generator has yielded as much as is worth running."""
 
 
+# Larger accumulation steps are simulated by smaller ones, although the file fixes them.
+MAX_LITERAL = 32
 _NAMED = (v.Optimizer, v.Scheduler, v.Module, Instance, v.Accelerator, v.Scaler, Loader, v.LossFunction)
 _OBJECTS = frozenset(
     (
@@ -338,6 +340,8 @@ class Expressions(Conditions):
                 value.name = target.id
             elif type(value) is Num and self.world.is_accumulation(target.id):
                 value = self.as_steps(value)
+            elif type(value) is int and value > MAX_LITERAL:
+                value = self.tunable(value, f"@{target.id}", target.id, only_steps=True)
             scope = frame.outer.get(target.id, frame)
             scope.vars[target.id] = value
         elif kind is p.Attr:
