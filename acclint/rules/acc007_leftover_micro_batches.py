@@ -120,11 +120,12 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if view.gate is None or view.evidence is Confidence.LOW:
             continue
         shifted = [size for size in view.sizes if size][:2]
-        if len(shifted) == 2 and shifted[0] < view.k == shifted[1]:
-            continue
         outcome = _tail(view, micro)
+        zeroed = outcome == "drop" and any(window.lost for window in view.windows)
+        if not zeroed and len(shifted) == 2 and shifted[0] < view.k == shifted[1]:
+            continue
         if outcome:
-            found.append(_report(view, micro, outcome))
+            found.append(_report(view, micro, outcome, zeroed))
     return found
 
 
@@ -242,7 +243,7 @@ def _flushed(view: View, micro: Loop, outcome: str) -> tuple[Intent, ...]:
     return (Intent("unsafe", f"{told}; an epoch may then have one update more", (flush,), regroups=True),)
 
 
-def _report(view: View, micro: Loop, outcome: str) -> Report:
+def _report(view: View, micro: Loop, outcome: str, zeroed: bool) -> Report:
     k = view.k_phrase()
     what = {
         "leak": f"they stay in the gradient and join the first window of the next epoch, which then sums more than {k} "
@@ -251,15 +252,17 @@ def _report(view: View, micro: Loop, outcome: str) -> Report:
         "short": f"the last update of an epoch sums fewer micro-batches but is still divided by {k}",
     }[outcome]
     assert view.gate is not None
+    zeros = [event for window in view.windows for event in window.lost.values()] if zeroed else []
+    places = [("zeroed here", zeros[-1].span)] if zeros else []
     return Report(
         view.gate.span,
         f"where the number of micro-batches is no multiple of {k}, some are left over at the end of an epoch: {what}",
         Severity.INFO,
         weaker(view.confidence, view.evidence),
-        notes=tuple(one for one in view.related() if one[1] != view.gate.span),
+        notes=tuple(one for one in [*view.related(), *places] if one[1] != view.gate.span),
         assumptions=view.notes(),
         intents=_flushed(view, micro, outcome),
-        evidence={**view.proof(), "tail": outcome},
+        evidence={**view.proof(), "tail": "zeroed" if zeroed else outcome},
     )
 
 

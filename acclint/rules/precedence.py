@@ -29,6 +29,7 @@ def alone(reports: Sequence[tuple[Rule, Report]]) -> list[tuple[Rule, Report]]:
         for rule, report in reports
         if not any(
             rule.code in BEFORE.get(other.code, ())
+            and report.evidence.get("tail") != "zeroed"  # a mistake of its own, wherever the window begins
             and first.confidence.rank >= report.confidence.rank
             and same_mistake(first, report)
             for other, first in reports
