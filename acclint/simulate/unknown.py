@@ -133,6 +133,8 @@ class Unknown(Modules):
             return None
         if names.is_scaler_name(base.name) and name == "scale" and args:
             return args[0]
+        if name == "scale_loss" and args:
+            return ("scaled", args[0])  # apex, however it was imported
         if names.is_scaler_name(base.name) and name in ("update", "unscale_"):
             self.event(name, span)
             return None
@@ -284,6 +286,8 @@ class Unknown(Modules):
         """A call into a package that acclint does not know."""
         span = expr.span
         values = [*args, *keywords.values()]
+        if last == "scale_loss" and args:
+            return ("scaled", args[0])
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last, combined=True)
         for one in values:
