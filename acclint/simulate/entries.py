@@ -156,9 +156,11 @@ def _repeat(
                     given[name] = machine.opaque(f"{function.name}.{name}", name, batch=frozenset((machine.batches,)))
             loop.turns += 1
             try:
-                machine.invoke(target, [], given, function.span)
+                result = machine.invoke(target, [], given, function.span)
             except PyRaise:
                 break
+            if type(result) is Closure and scanner.has_backward(result.function.body):
+                machine.engine_driven.append((result, ""))  # A factory: whoever gets it calls it.
             loop.turn += 1
     finally:
         machine.loops.pop()

@@ -202,6 +202,11 @@ def _dict(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
     made = dict(args[0]) if args and isinstance(args[0], dict) else {}
     if args and type(args[0]) is Opaque:
         return args[0]
+    if args and (type(args[0]) is Stream or isinstance(args[0], list)):
+        pairs = m.listed(args[0])
+        if not all(isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], str) for one in pairs):
+            return m.opaque(f"dict:{span.row}", "batch", batch=m.batch_of(pairs))
+        made.update({one[0]: one[1] for one in pairs})
     for name, value in keywords.items():
         made[name] = m.tunable(value, f"dict:{span.row}.{name}", name)
     return made

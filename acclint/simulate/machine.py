@@ -198,6 +198,10 @@ class Machine(Statements):
             return self.opaque(
                 f"{function.name}()", function.name, owners=self.owners_of(args), graph=self.grad_enabled
             )
+        if is_abstract(function):
+            # Other classes say what it does.
+            callee = self.opaque(f"{function.name}@{function.span.row}", function.name)
+            return self.unknown_call(callee, args, keywords, p.Call(span, p.Unknown(span), (), ()), self.globals)
         frame = Frame(closure.scope, function)
         frame.cls = closure.owner_class
         if closure.bound is not None and closure.kind != "static":
@@ -291,6 +295,14 @@ class Machine(Statements):
                 made.attrs[name] = value
             made.attrs.update(keywords)
         return made
+
+
+def is_abstract(function: p.Function) -> bool:
+    """Whether a function does nothing but raise an error."""
+    last = function.body[-1] if function.body else None
+    return isinstance(last, p.Raise) and all(
+        isinstance(one, p.Do) and isinstance(one.value, p.Const) for one in function.body[:-1]
+    )
 
 
 def _text_of(value: Value) -> str:
