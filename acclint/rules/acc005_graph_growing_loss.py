@@ -234,11 +234,12 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     if sent and event.data["size"] < loop.turns:
         return Report(
             span,
-            f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are freed "
-            "by backward, the graphs' nodes are not); keep `.detach()` or `.item()`",
+            f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "
+            "freed by backward, the graphs' nodes are not); keep `.detach()` or `.item()`",
             Severity.INFO,
             level,
             notes=(("the loop over micro-batches", loop.span),),
+            intents=_detaching(span, name, after_backward=True),
             evidence={"scope": list(loop.span)},
         )
     if sent:
