@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from acclint.probe import patches
 from acclint.probe.ledger import Ledger
 
 MEMORY = 6 << 30  # bytes of address space beyond what the server has mapped
@@ -79,7 +80,7 @@ def _warm_up() -> Ledger:
     """Pay for every slow import here, but start no thread: a backward call would, and forked children could not."""
     torch.set_num_threads(1)
     ledger = Ledger()
-    ledger.install()
+    patches.install(ledger)
     torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # imports torch._dynamo
     try:
         import numpy as np
