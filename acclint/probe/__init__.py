@@ -23,7 +23,7 @@ import tempfile
 import threading
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -37,6 +37,7 @@ __all__ = [
     "Event",
     "Holder",
     "Leftover",
+    "Limits",
     "LiveCount",
     "Measurement",
     "OptimizerRecord",
@@ -49,6 +50,21 @@ __all__ = [
 ]
 
 Outcome = Literal["finished", "stopped", "crashed", "timeout"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a run is ended ("stopped"), and how long its epochs are.
+
+    `timeout` is in seconds of wall time. `backwards` and `updates` are numbers of calls; after `updates` steps of an
+    optimizer the run goes on to the end of the epoch, but not beyond four times as many. With `batches` = (base, least)
+    each DataLoader has at least `least` batches and as many modulo `base` as it had; None leaves them alone.
+    """
+
+    timeout: float = 20.0
+    backwards: int = 400
+    updates: int | None = None
+    batches: tuple[int, int] | None = None
 
 
 class OracleError(Problem):
@@ -344,7 +360,6 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
     "WANDB_MODE": "disabled",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
@@ -365,11 +380,12 @@ class Oracle:
     """A server process with torch and the instruments loaded; forks one child per script. Thread-safe.
 
     Use it as a context manager, or `measure()`, which keeps one per process. `python` is the interpreter whose torch
-    is used. Scripts run one after the other: for two cores, start two.
+    is used; without `gpu` scripts see none. Scripts run one after the other: for two cores, start two.
     """
 
-    def __init__(self, python: str | os.PathLike[str] = sys.executable) -> None:
+    def __init__(self, python: str | os.PathLike[str] = sys.executable, *, gpu: bool = False) -> None:
         self._python = os.fspath(python)
+        self._hidden = {} if gpu else {"CUDA_VISIBLE_DEVICES": ""}
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._log: Any = None
@@ -413,6 +429,26 @@ class Oracle:
         cwd: str | os.PathLike[str] | None = None,
     ) -> Measurement:
         """Run a script under the instruments; see `measure`."""
+        return self.watch(path_or_text, Limits(float(timeout), int(max_backwards)), argv=argv, cwd=cwd, double=True)
+
+    def watch(
+        self,
+        path_or_text: str | os.PathLike[str],
+        limits: Limits,
+        *,
+        argv: Sequence[str] = (),
+        cwd: str | os.PathLike[str] | None = None,
+        double: bool = False,
+        entry: str = "",
+        allow_write: Sequence[str | os.PathLike[str]] = (),
+        progress: Callable[[Mapping[str, float]], None] | None = None,
+    ) -> Measurement:
+        """The same with more to choose from.
+
+        `double` makes float64 torch's default where the script names no dtype. `entry` is a MODULE:FUNCTION to call
+        instead of running the script from its top. Folders of `allow_write` may be written to. `progress` is called
+        with the numbers of updates and backwards and the seconds so far.
+        """
         text: str | None = None
         path: str | None = None
         if isinstance(path_or_text, str) and "\n" in path_or_text:
@@ -425,14 +461,22 @@ class Oracle:
             "text": text,
             "path": path,
             "argv": list(argv),
-            "timeout": float(timeout),
-            "max_backwards": int(max_backwards),
+            "timeout": limits.timeout,
+            "limits": dataclasses.asdict(limits),
             "cwd": None if cwd is None else os.path.abspath(os.fspath(cwd)),
+            "double": double,
+            "entry": entry,
+            "allow_write": [os.path.abspath(os.fspath(folder)) for folder in allow_write],
+            "progress": progress is not None,
         }
         with self._lock:
             self._start()
             try:
                 reply = self._ask(request)
+                while "outcome" not in reply and "failure" not in reply:
+                    if progress is not None:
+                        progress(reply)
+                    reply = self._receive()
             except KeyboardInterrupt:  # the answer would be taken for that of the next request
                 self._end(patience=0.0)
                 raise
@@ -455,7 +499,7 @@ class Oracle:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **_ENVIRONMENT, **self._hidden},
             )
         except OSError as error:
             self._log.close()

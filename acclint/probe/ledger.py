@@ -16,7 +16,7 @@ import os
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -52,7 +52,10 @@ class Ledger:
         self.call_depth = 0
         self.scheduler_depth = 0
         self.max_backwards = 400
+        self.max_updates: int | None = None
+        self.batches: tuple[int, int] | None = None
         self.stop: Callable[[str], None] = lambda _: None
+        self.progress: Callable[[], None] = lambda: None
         self.events: list[dict[str, Any]] = []
         self.calls: list[Call] = []
         self.current: Call | None = None
@@ -69,18 +72,31 @@ class Ledger:
         self.closure_of: int | None = None
         self.schedulers: dict[int, Scheduler] = {}
         self.loaders: dict[int, int] = {}
-        self.iterators: weakref.WeakKeyDictionary[Any, list[int]] = weakref.WeakKeyDictionary()
+        self.iterators: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         self.batch_norms: dict[tuple[int, int], int] = {}
         self.precision = ""
         self.began = 0.0
 
     # --- life ---
 
-    def start(self, script: str, max_backwards: int, stop: Callable[[str], None]) -> None:
-        """Begin to record. `stop(outcome)` is called, and must not return, when the limit of calls is reached."""
+    def start(
+        self,
+        script: str,
+        limits: Mapping[str, Any],
+        stop: Callable[[str], None],
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to record; `limits` are the fields of `Limits`.
+
+        `stop(outcome)` is called, and must not return, when a limit is reached; `progress()` after each backward call
+        and each step.
+        """
         self.places.script = script
-        self.max_backwards = max_backwards
+        self.max_backwards = limits["backwards"]
+        self.max_updates = limits["updates"]
+        self.batches = limits["batches"]
         self.stop = stop
+        self.progress = progress
         self.began = time.monotonic()
         self.active = True
         # a process that the script forks records nothing
@@ -89,13 +105,16 @@ class Ledger:
     def pause(self) -> None:
         self.active = False
 
-    def result(self) -> dict[str, Any]:
-        """Close the books; the keys are those of `Measurement` as far as the ledger knows them."""
-        seconds = time.monotonic() - self.began
+    def close(self) -> None:
+        """Take a last look and record nothing more."""
         if self.active and self.current is None and not self.quiet:  # a timeout may come at any point
             with self.own_work():
                 self.observe()
         self.active = False
+
+    def result(self) -> dict[str, Any]:
+        """What is known now; the keys are those of `Measurement` as far as the ledger knows them."""
+        seconds = time.monotonic() - self.began
         owners = {call.ordinal: self._owners_of(call) for call in self.calls}
         return {
             "events": self._event_results(owners),
@@ -134,10 +153,11 @@ class Ledger:
     def _backward_result(self, call: Call, owners: list[int]) -> dict[str, Any]:
         terms = []
         for term in call.terms:
-            keys = term.pop("leaves", set())
+            shown = {key: value for key, value in term.items() if key != "leaves"}
+            keys = term["leaves"]
             reached = {o for key in keys for o in self.param_owners.get(key, ())}
             # under reentrant checkpointing the walk does not see the leaves: then every owner counts
-            terms.append({**term, "owners": sorted(reached) if keys else owners})
+            terms.append({**shown, "owners": sorted(reached) if keys else owners})
         return {
             "line": call.place[1],
             "file": call.place[0],
@@ -507,7 +527,7 @@ class Ledger:
     # --- backward ---
 
     def begin_backward(self, roots: list[Tensor], via: str, retain_graph: bool) -> Call:
-        if len(self.calls) >= self.max_backwards:
+        if len(self.calls) >= self.max_backwards or self._has_enough():
             self.stop("stopped")
         with self.own_work():
             self.observe()
@@ -532,6 +552,25 @@ class Ledger:
         self.current = call
         return call
 
+    def _has_enough(self) -> bool:
+        """The limit of updates is reached, and the end of an epoch too, unless that is a long way off."""
+        if self.max_updates is None:
+            return False
+        updates = max((len(optimizer.updates) for optimizer in self.optimizers), default=0)
+        if updates < self.max_updates or updates >= 4 * self.max_updates:
+            return updates >= self.max_updates
+        begun = [event["ordinal"] for event in self.events if event["kind"] == "loader_begin"]
+        return not begun or len(set(begun)) < len(begun)
+
+    def shortened(self, length: int) -> int:
+        """How many batches of a loader of `length` are used: with (base, least) at least `least`, and as many modulo
+        `base` as the loader has, so that what is left over at the end of an epoch stays the same."""
+        if self.batches is None:
+            return length
+        base, least = self.batches
+        short = least + (length - least) % base
+        return min(length, short)
+
     def end_backward(self, call: Call) -> None:
         self.current = None
         for hook in call.hooks:
@@ -551,6 +590,7 @@ class Ledger:
         if call.via == "backward":
             with self.own_work():
                 self.graphs.count("backward", call.place[1], call.site)
+        self.progress()
 
     def abandon_backward(self, call: Call) -> None:
         """The call raised: what its hooks saw may be in `.grad` in part, so keep it as a call without terms."""
@@ -603,6 +643,8 @@ class Ledger:
         owner = self.optimizer_ids.get(id(optimizer))
         if self.active and owner is not None and not self.optimizers[owner].taken:
             self.step_now(optimizer, owner, self.places.place())  # a closure that the optimizer never called
+        if self.active:
+            self.progress()
 
     def step_now(self, optimizer: Any, owner: int, place: tuple[str, int]) -> None:
         with self.own_work():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -376,18 +377,33 @@ def _patch_loaders(ledger: Ledger) -> None:
                 ordinal = ledger.loaders.setdefault(id(loader), len(ledger.loaders))
                 ledger.kept[id(loader)] = loader
                 try:
-                    length: int | None = len(loader)
+                    real: int | None = whole(loader)
                 except (TypeError, NotImplementedError):
-                    length = None
-                ledger.event("loader_begin", None, (), ordinal, length=length, batch_size=loader.batch_size)
-                ledger.iterators[iterator] = [ordinal, 0]
+                    real = None
+                used = None if real is None else ledger.shortened(real)
+                sizes = {"length": used, "real_length": real, "batch_size": loader.batch_size}
+                ledger.event("loader_begin", None, (), ordinal, **sizes)
+                ledger.iterators[iterator] = [ordinal, 0, used if used != real else None]
+                if real is not None and used is not None and used < real:
+                    leave_out(iterator, used - 1, real - used)
             return iterator
 
         return wrapper
 
+    def leave_out(iterator: Any, first: int, count: int) -> None:
+        """Skip `count` batches after the `first` ones, so that the last, perhaps smaller, batch is used."""
+        sampler = getattr(iterator, "_sampler_iter", None)
+        if sampler is not None and iterator._dataset_kind == module._DatasetKind.Map:
+            iterator._sampler_iter = itertools.chain(
+                itertools.islice(sampler, first), itertools.islice(sampler, count, None)
+            )
+
     def advance(original: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(iterator: Any) -> Any:
             try:
+                state = ledger.iterators.get(iterator) if ledger.active else None
+                if state is not None and state[2] is not None and state[1] >= state[2]:
+                    raise StopIteration
                 batch = original(iterator)
             except StopIteration:
                 state = ledger.iterators.pop(iterator, None) if ledger.active else None
@@ -400,6 +416,16 @@ def _patch_loaders(ledger: Ledger) -> None:
 
         return wrapper
 
+    def length(original: Callable[..., int]) -> Callable[..., int]:
+        def wrapper(loader: Any) -> int:
+            real = original(loader)
+            return ledger.shortened(real) if ledger.active else real
+
+        return wrapper
+
+    whole = module.DataLoader.__len__
+    _patch(module.DataLoader, "__len__", length)
+    _patch(module._BaseDataLoaderIter, "__len__", length)
     _patch(module.DataLoader, "__init__", init)
     _patch(module.DataLoader, "__iter__", begin)
     _patch(module._BaseDataLoaderIter, "__next__", advance)

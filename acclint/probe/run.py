@@ -1,11 +1,10 @@
 """The measuring process: a fork server with torch and the instruments loaded, and the children that run scripts.
 
-`serve()` reads one JSON request a line from standard input and answers with one JSON line. Each script runs in a forked
-child with its own process group, limits on time, memory and file sizes, fixed seeds, captured output and a scratch
-directory that takes every write. The child sends its measurement through a pipe and ends with `os._exit`, so that
-neither a hang nor an exit handler of the script can lose it.
-
-The guards are against accidents (overwritten checkpoints, downloads, a fork bomb of loaders), not against hostile code.
+`serve()` reads one JSON request a line from standard input and answers with JSON lines: progress, if it was asked for,
+and the measurement last. Each script runs in a forked child with its own process group, limits on time, memory and
+file sizes, fixed seeds, captured output and a scratch folder that takes every write (`guard.py`). The child sends what
+it has measured so far again and again, then all of it and ends with `os._exit`, so that neither a hang nor an exit
+handler nor a kill of the script loses more than the last moment.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ from __future__ import annotations
 import builtins
 import contextlib
 import gc
-import io
+import importlib
 import json
 import os
 import random
 import re
-import resource
 import select
 import shutil
 import signal
@@ -34,13 +32,13 @@ from typing import Any, NoReturn
 
 import torch
 
-from acclint.probe import patches
+from acclint.probe import guard, patches
 from acclint.probe.ledger import Ledger
 
 MEMORY = 6 << 30  # bytes of address space beyond what the server has mapped
-FILE_SIZE = 256 << 20  # bytes a script may write to one file
 OUTPUT = 64 << 10  # bytes of standard output and standard error that are kept
 GRACE = 3.0  # seconds between the soft and the hard end of a run
+SNAPSHOTS = 0.05  # the share of the time that may go into measurements of a running script
 
 # A script that names a floating dtype, numpy or autocast keeps torch's default dtype.
 _NAMES_DTYPE = re.compile(
@@ -55,6 +53,8 @@ Reply = dict[str, Any]
 def serve(scratch: str) -> None:
     """Answer requests until standard input ends; `scratch` is a directory for what scripts write."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client gets it too, and ends this process
+    guard.die_with_parent()
+    guard.adopt_orphans()
     tempfile.tempdir = scratch
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
@@ -65,7 +65,7 @@ def serve(scratch: str) -> None:
     for line in requests:
         request = json.loads(line)
         try:
-            reply = _answer(ledger, request)
+            reply = _answer(ledger, request, lambda progress: _send_line(replies, progress))
         except Exception as error:
             reply = {"failure": f"the script could not be started: {type(error).__name__}: {error}"}
         _send_line(replies, reply)
@@ -93,22 +93,24 @@ def _warm_up() -> Ledger:
     return ledger
 
 
-def _answer(ledger: Ledger, request: Reply) -> Reply:
-    """Measure, in float64 if the script does not mind."""
+def _answer(ledger: Ledger, request: Reply, tell: Callable[[Reply], None]) -> Reply:
+    """Measure, in float64 if that is asked for and the script does not mind."""
     text = request["text"]
     if text is None:
         text = Path(request["path"]).read_text(encoding="utf-8", errors="replace")
-    force = _NAMES_DTYPE.search(text) is None
-    reply = _run_in_child(ledger, request, text, force)
+    force = request["double"] and _NAMES_DTYPE.search(text) is None
+    reply = _run_in_child(ledger, request, text, force, tell)
     if force and reply.get("outcome") == "crashed" and _DTYPE_ERROR.search(reply["error"] or ""):
-        reply = _run_in_child(ledger, request, text, False)
+        reply = _run_in_child(ledger, request, text, False, tell)
     return reply
 
 
 # --- the server's side of a run --------------------------------------------------------------------------------------
 
 
-def _run_in_child(ledger: Ledger, request: Reply, text: str, force_double: bool) -> Reply:
+def _run_in_child(
+    ledger: Ledger, request: Reply, text: str, force_double: bool, tell: Callable[[Reply], None]
+) -> Reply:
     scratch = Path(tempfile.mkdtemp(prefix="acclint-"))
     try:
         (scratch / "cwd").mkdir()
@@ -125,15 +127,18 @@ def _run_in_child(ledger: Ledger, request: Reply, text: str, force_double: bool)
                 os._exit(70)
         os.close(writer)
         try:
-            reply = _read_reply(reader, began + request["timeout"] + GRACE)
+            reply = _read_reply(reader, began + request["timeout"] + GRACE, tell if request["progress"] else None)
         finally:
             os.close(reader)
-            status = _end(pid, patient=True)
+            status = _end(pid)
         timed_out = time.monotonic() - began >= request["timeout"]
         if reply is not None and "failure" in reply:
             return reply
-        if reply is None:
-            reply = _empty_reply("timeout" if timed_out else "crashed", _death(status), time.monotonic() - began)
+        if reply is None or reply["outcome"] == "running":
+            reply = reply or Ledger().result()
+            outcome = "timeout" if timed_out else "crashed"
+            seconds = time.monotonic() - began
+            reply |= {"outcome": outcome, "error": _death(status), "error_line": 0, "seconds": seconds}
         reply["forced_double"] = force_double
         reply["stdout"] = _tail(scratch / "stdout")
         reply["stderr"] = _tail(scratch / "stderr")
@@ -145,37 +150,44 @@ def _run_in_child(ledger: Ledger, request: Reply, text: str, force_double: bool)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read_reply(reader: int, deadline: float) -> Reply | None:
-    """The length-prefixed JSON of the child; None if it died or hung. Its own children may hold the pipe open."""
+def _read_reply(reader: int, deadline: float, tell: Callable[[Reply], None] | None) -> Reply | None:
+    """The last of the length-prefixed JSON messages of the child: the final one, or one of outcome "running".
+
+    None if it never sent any. The child's own children may hold the pipe open.
+    """
     data = b""
+    reply: Reply | None = None
     while (left := deadline - time.monotonic()) > 0:
         ready, _, _ = select.select([reader], [], [], left)
-        if not ready:
-            return None
-        chunk = os.read(reader, 1 << 20)
+        chunk = os.read(reader, 1 << 20) if ready else b""
         if not chunk:
-            return None
-        data += chunk
-        if len(data) >= 8 and len(data) >= 8 + struct.unpack("<Q", data[:8])[0]:
-            reply = json.loads(data[8:])
-            assert isinstance(reply, dict)
             return reply
-    return None
+        data += chunk
+        while len(data) >= 8 and len(data) >= (end := 8 + struct.unpack("<Q", data[:8])[0]):
+            reply = json.loads(data[8:end])
+            assert isinstance(reply, dict)
+            data = data[end:]
+            if reply.get("outcome") != "running":
+                return reply
+            if tell is not None:
+                updates = sum(len(optimizer["updates"]) for optimizer in reply["optimizers"])
+                tell({"updates": updates, "backwards": len(reply["backwards"]), "seconds": reply["seconds"]})
+    return reply
 
 
-def _end(pid: int, patient: bool) -> int:
-    """Reap the child and whatever it left in its process group."""
-    deadline = time.monotonic() + (0.5 if patient else 0.0)
+def _end(pid: int) -> int:
+    """Reap the child and end whatever it has left."""
+    deadline = time.monotonic() + 0.5
     status = 0
     done = 0
     while not done and time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if not done:
             time.sleep(0.001)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
     if not done:
+        os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
+    guard.end_descendants(pid)
     return status
 
 
@@ -193,11 +205,6 @@ def _tail(path: Path) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-def _empty_reply(outcome: str, error: str, seconds: float) -> Reply:
-    reply = Ledger().result()
-    return {**reply, "outcome": outcome, "error": error, "error_line": 0, "seconds": seconds}
 
 
 # --- the child -------------------------------------------------------------------------------------------------------
@@ -218,6 +225,8 @@ class _Child:
         self.pid = os.getpid()
         self.exit = os._exit
         self.sent = False
+        self.sent_at = time.monotonic()
+        self.cost = 0.0  # seconds that the last message took
 
     def run(self) -> NoReturn:
         os.setsid()
@@ -236,6 +245,7 @@ class _Child:
                 with contextlib.suppress(OSError, ValueError, AttributeError):
                     stream.flush()
             try:
+                self.ledger.close()
                 reply = {**self.ledger.result(), "outcome": outcome, "error": error, "error_line": line}
             except Exception:
                 reply = {"failure": traceback.format_exc()}
@@ -243,11 +253,28 @@ class _Child:
                 reply = {"failure": self.ledger.failure}
             if "failure" in reply:
                 reply["failure"] = f"the instruments failed: {reply['failure'].strip()}"
-            body = json.dumps(reply).encode()
-            data = memoryview(struct.pack("<Q", len(body)) + body)
-            while data:
-                data = data[os.write(self.writer, data) :]
+            self._write(reply)
         self.exit(0)
+
+    def progress(self) -> None:
+        """Send the measurement so far, if the last one is old enough for what it costs."""
+        began = time.monotonic()
+        if self.sent or os.getpid() != self.pid or (began - self.sent_at) * SNAPSHOTS < self.cost:
+            return
+        # a message cut in two by the alarm's would make both unreadable
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        try:
+            self._write({**self.ledger.result(), "outcome": "running", "error": None, "error_line": 0})
+        finally:
+            self.sent_at = time.monotonic()
+            self.cost = self.sent_at - began
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+
+    def _write(self, message: Reply) -> None:
+        body = json.dumps(message).encode()
+        data = memoryview(struct.pack("<Q", len(body)) + body)
+        while data:
+            data = data[os.write(self.writer, data) :]
 
     def _prepare(self) -> str:
         timeout = self.request["timeout"]
@@ -255,13 +282,8 @@ class _Child:
         err = os.open(self.scratch / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
-        cpu = int(timeout + GRACE) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-        memory = _mapped() + MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing too much raises OSError instead
+        guard.die_with_parent()
+        guard.set_limits(int(timeout + GRACE) + 1, None if torch.cuda.is_available() else MEMORY)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, lambda *_: self.send("timeout", f"no end within {timeout:g} seconds"))
 
@@ -278,7 +300,7 @@ class _Child:
         if self.force_double:
             torch.set_default_dtype(torch.float64)
         os._exit = self._script_exits
-        _Guard(str(self.scratch)).install()
+        guard.Guard(str(self.scratch), self.request["allow_write"]).install()
         signal.setitimer(signal.ITIMER_REAL, timeout)
         return path
 
@@ -288,13 +310,10 @@ class _Child:
         self.send("crashed" if status else "finished", f"os._exit({status})" if status else None)
 
     def _execute(self, path: str) -> tuple[str, str | None, int]:
-        module = types.ModuleType("__main__")
-        module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
         try:
-            code = compile(self.text, path, "exec")
-            sys.modules["__main__"] = module
-            self.ledger.start(path, self.request["max_backwards"], self.send)
-            exec(code, module.__dict__)
+            run = self._entry() if self.request["entry"] else self._script(path)
+            self.ledger.start(path, self.request["limits"], self.send, self.progress)
+            run()
         except SystemExit as error:
             if error.code is None or error.code == 0:
                 return "finished", None, 0
@@ -307,131 +326,26 @@ class _Child:
             return "crashed", last, line
         return "finished", None, 0
 
+    def _script(self, path: str) -> Callable[[], None]:
+        module = types.ModuleType("__main__")
+        module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
+        code = compile(self.text, path, "exec")
+        sys.modules["__main__"] = module
+        return lambda: exec(code, module.__dict__)
+
+    def _entry(self) -> Callable[[], None]:
+        """MODULE:FUNCTION, called without arguments; what it returns as (callable, args, kwargs) is called, too."""
+        name, _, function = self.request["entry"].partition(":")
+
+        def run() -> None:
+            made = getattr(importlib.import_module(name), function)()
+            if isinstance(made, tuple) and len(made) == 3 and callable(made[0]):
+                call, args, kwargs = made
+                call(*args, **kwargs)
+
+        return run
+
 
 def _error_line(error: BaseException, path: str) -> int:
     lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == path]
     return lines[-1] if lines else 0
-
-
-def _mapped() -> int:
-    """Bytes of address space in use."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    except (OSError, ValueError):
-        return 8 << 30
-
-
-class _Guard:
-    """Keeps writes in the scratch directory: redirects what goes through Python, refuses the rest."""
-
-    def __init__(self, scratch: str) -> None:
-        self.scratch = os.path.realpath(scratch)
-        self.inside = (self.scratch + os.sep, "/dev/", "/proc/self/")
-
-    def install(self) -> None:
-        self._redirect_open()
-        self._redirect_torch()
-        sys.addaudithook(self.audit)
-
-    def is_inside(self, path: str) -> bool:
-        return os.path.abspath(path).startswith(self.inside) or os.path.realpath(path).startswith(self.inside)
-
-    def overlay(self, path: Any) -> Path:
-        """Where a path outside the scratch directory is kept."""
-        return Path(self.scratch, "overlay", os.path.abspath(os.fsdecode(path)).lstrip(os.sep))
-
-    def is_outside(self, path: Any) -> bool:
-        return isinstance(path, (str, bytes, os.PathLike)) and not self.is_inside(os.fsdecode(path))
-
-    def to_read(self, path: Any) -> Any:
-        if self.is_outside(path) and (kept := self.overlay(path)).exists():
-            return str(kept)
-        return path
-
-    def to_write(self, path: Any) -> Any:
-        if not self.is_outside(path):
-            return path
-        kept = self.overlay(path)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        return str(kept)
-
-    def _redirect_open(self) -> None:
-        original = io.open
-
-        def guarded(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            if not any(c in mode for c in "wax+"):
-                return original(self.to_read(file), mode, *args, **kwargs)
-            kept = self.to_write(file)
-            changes = kept is not file and ("a" in mode or "r" in mode)  # the file that is there, not a new one
-            if changes and not Path(kept).exists() and Path(os.fsdecode(file)).is_file():
-                shutil.copyfile(file, kept)
-            return original(kept, mode, *args, **kwargs)
-
-        setattr(builtins, "open", guarded)  # noqa: B010
-        setattr(io, "open", guarded)  # noqa: B010
-        mkdir = os.mkdir
-
-        def guarded_mkdir(path: Any, *args: Any, **kwargs: Any) -> None:
-            if self.is_outside(path) and not Path(os.fsdecode(path)).exists():
-                self.overlay(path).mkdir(parents=True, exist_ok=True)
-            else:
-                mkdir(path, *args, **kwargs)
-
-        os.mkdir = guarded_mkdir
-
-    def _redirect_torch(self) -> None:
-        """torch.save writes in C++, which no audit hook sees."""
-        save, load = torch.save, torch.load
-
-        def guarded_save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-            save(obj, self.to_write(f), *args, **kwargs)
-
-        def guarded_load(f: Any, *args: Any, **kwargs: Any) -> Any:
-            return load(self.to_read(f), *args, **kwargs)
-
-        torch.save, torch.load = guarded_save, guarded_load
-
-    def audit(self, event: str, args: tuple[Any, ...]) -> None:
-        check = _GUARDED.get(event)
-        if check is not None:
-            check(self, event, args)
-
-    def refuse(self, event: str, args: tuple[Any, ...]) -> None:
-        raise PermissionError(f"{event} is refused while a script is measured")
-
-    def check_open(self, event: str, args: tuple[Any, ...]) -> None:
-        path, _, flags = args
-        writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        if writes and self.is_outside(path):
-            raise PermissionError(f"writing {os.fsdecode(path)} is refused while a script is measured")
-
-    def check_path(self, event: str, args: tuple[Any, ...]) -> None:
-        for path in args[:2]:
-            if self.is_outside(path):
-                raise PermissionError(f"{event} of {os.fsdecode(path)} is refused while a script is measured")
-
-    def check_connect(self, event: str, args: tuple[Any, ...]) -> None:
-        address = args[1] if event == "socket.connect" else args  # a name that is looked up comes with its port
-        host = address[0] if isinstance(address, tuple) else None
-        if host not in (None, "", "127.0.0.1", "localhost", "::1"):
-            raise PermissionError(f"a connection to {host} is refused while a script is measured")
-
-
-_GUARDED: dict[str, Callable[[_Guard, str, tuple[Any, ...]], None]] = {
-    "open": _Guard.check_open,
-    "os.remove": _Guard.check_path,
-    "os.rename": _Guard.check_path,
-    "os.rmdir": _Guard.check_path,
-    "os.mkdir": _Guard.check_path,
-    "os.link": _Guard.check_path,
-    "os.symlink": _Guard.check_path,
-    "os.truncate": _Guard.check_path,
-    "os.chmod": _Guard.check_path,
-    "shutil.rmtree": _Guard.check_path,
-    "socket.connect": _Guard.check_connect,
-    "socket.getaddrinfo": _Guard.check_connect,
-    "subprocess.Popen": _Guard.refuse,
-    "os.system": _Guard.refuse,
-    "os.exec": _Guard.refuse,
-    "os.posix_spawn": _Guard.refuse,
-}

@@ -1128,7 +1128,7 @@ def test_loader_events(run) -> None:
     )
     events = [(e.kind, e.line - OFFSET, e.ordinal) for e in m.events if e.kind.startswith("loader")]
     assert events == [("loader_begin", 5, 0), ("loader_end", 5, 0)] * 2 + [("loader_begin", 7, 0)]
-    assert m.events[0].data == {"length": 3, "batch_size": 5}
+    assert m.events[0].data == {"length": 3, "real_length": 3, "batch_size": 5}
     assert [e.data["batches"] for e in m.events if e.kind == "loader_end"] == [3, 3]
 
 
