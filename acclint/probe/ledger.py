@@ -88,8 +88,7 @@ class Ledger:
     ) -> None:
         """Begin to record; `limits` are the fields of `Limits`.
 
-        `stop(outcome)` is called, and must not return, when a limit is reached; `progress()` after each backward call
-        and each step.
+        `stop(outcome)` is called, and must not return, when a limit is reached; `progress()` after each step.
         """
         self.places.script = script
         self.max_backwards = limits["backwards"]
@@ -590,7 +589,6 @@ class Ledger:
         if call.via == "backward":
             with self.own_work():
                 self.graphs.count("backward", call.place[1], call.site)
-        self.progress()
 
     def abandon_backward(self, call: Call) -> None:
         """The call raised: what its hooks saw may be in `.grad` in part, so keep it as a call without terms."""

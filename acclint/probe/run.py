@@ -38,7 +38,8 @@ from acclint.probe.ledger import Ledger
 MEMORY = 6 << 30  # bytes of address space beyond what the server has mapped
 OUTPUT = 64 << 10  # bytes of standard output and standard error that are kept
 GRACE = 3.0  # seconds between the soft and the hard end of a run
-SNAPSHOTS = 0.05  # the share of the time that may go into measurements of a running script
+FIRST_REPORTS = 16  # so many measurements of a running script are sent whatever they cost,
+REPORTING = 0.05  # the others may take this share of the time
 
 # A script that names a floating dtype, numpy or autocast keeps torch's default dtype.
 _NAMES_DTYPE = re.compile(
@@ -227,6 +228,7 @@ class _Child:
         self.sent = False
         self.sent_at = time.monotonic()
         self.cost = 0.0  # seconds that the last message took
+        self.reports = 0
 
     def run(self) -> NoReturn:
         os.setsid()
@@ -259,8 +261,11 @@ class _Child:
     def progress(self) -> None:
         """Send the measurement so far, if the last one is old enough for what it costs."""
         began = time.monotonic()
-        if self.sent or os.getpid() != self.pid or (began - self.sent_at) * SNAPSHOTS < self.cost:
+        if self.sent or os.getpid() != self.pid:
             return
+        if self.reports >= FIRST_REPORTS and (began - self.sent_at) * REPORTING < self.cost:
+            return
+        self.reports += 1
         # a message cut in two by the alarm's would make both unreadable
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         try:
