@@ -232,6 +232,8 @@ class _Child:
 
     def run(self) -> NoReturn:
         os.setsid()
+        os.closerange(3, self.writer)  # the server's own pipes, so that its client sees when it ends
+        os.closerange(self.writer + 1, 256)
         path = self._prepare()
         outcome, error, line = self._execute(path)
         if os.getpid() != self.pid:  # a process that the script forked ran to the end of the script
@@ -287,7 +289,6 @@ class _Child:
         err = os.open(self.scratch / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        guard.die_with_parent()
         guard.set_limits(int(timeout + GRACE) + 1, None if torch.cuda.is_available() else MEMORY)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGALRM, lambda *_: self.send("timeout", f"no end within {timeout:g} seconds"))
@@ -306,6 +307,7 @@ class _Child:
             torch.set_default_dtype(torch.float64)
         os._exit = self._script_exits
         guard.Guard(str(self.scratch), self.request["allow_write"]).install()
+        guard.die_with_parent()  # not before: a change of user namespace takes it back
         signal.setitimer(signal.ITIMER_REAL, timeout)
         return path
 

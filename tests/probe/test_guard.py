@@ -211,6 +211,7 @@ def test_the_script_ends_with_the_one_who_measures(tmp_path: Path) -> None:
         while not children and time.monotonic() < deadline:
             children = [int(pid) for pid in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
         assert children
+        time.sleep(0.5)  # until the script runs
         os.kill(server, 9)
         assert gone(children[0])
 
