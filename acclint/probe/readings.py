@@ -1,0 +1,387 @@
+"""What the numbers of a run say about each rule, for one optimizer: the defect is there, it is not there, or neither.
+
+"Not there" is said only where a number shows that it is right. Unexplained gradients, losses that are no means, or a
+run that never came to the place in question decide nothing. No rule of acclint and no source is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from acclint.probe import Measurement, SchedulerRecord
+from acclint.probe.windows import Window, windows
+
+BATCH_NORM = 8  # samples up to which batch statistics count as noisy
+HELD = 3  # so many graphs alive at once are a pile
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`shown`: True if the numbers show the defect, False if they show that it is absent, None if they do not say.
+
+    `text` tells the number, or why there is none. `line` (0: not known) and `file` (empty: the script) are the place.
+    """
+
+    shown: bool | None
+    text: str
+    line: int = 0
+    file: str = ""
+
+
+Check = Callable[[Measurement, int, list[Window]], Reading]
+
+
+def read(code: str, measured: Measurement, optimizers: Sequence[int]) -> Reading:
+    """The reading for some optimizers together: shown if one shows it, absent only if all show its absence."""
+    check = CHECKS[code]
+    if code == "ACC014" and not measured.optimizers:
+        return _summed_without_optimizer(measured)
+    readings = [check(measured, o, windows(measured, o)) for o in optimizers]
+    for wanted in (True, None, False):
+        for reading in readings:
+            if reading.shown is wanted:
+                return reading
+    return Reading(None, "no optimizer was made")
+
+
+def _most(answers: Sequence[bool]) -> bool:
+    return sum(answers) * 2 > len(answers)
+
+
+def _name(measured: Measurement, optimizer: int) -> str:
+    record = measured.optimizers[optimizer]
+    return record.name if record.name != "manual" else "the parameters updated by hand"
+
+
+def _undecided(measured: Measurement, optimizer: int, found: list[Window]) -> str:
+    """Why the weights in the windows say nothing; empty if they do say something."""
+    if not found:
+        return f"no update of {_name(measured, optimizer)} was seen"
+    if max(window.size for window in found) == 1:
+        return f"each update of {_name(measured, optimizer)} held one backward call: nothing was accumulated"
+    if not all(window.explained for window in found):
+        worst = max(window.update.residual for window in found)
+        return f"a gradient that was stepped is no combination of those that backward brought (residual {worst:.1g})"
+    return ""
+
+
+def _places(window: Window) -> tuple[int, str]:
+    call = window.measured.backwards[window.main[0]]
+    return call.line, call.file
+
+
+def not_divided(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Most windows hold several micro-batches, and each of their mean losses weighs 1 instead of 1/k."""
+
+    def whole(window: Window) -> bool:
+        return window.size > 1 and window.means and all(window.is_factor(weight, 1.0) for weight in window.weights)
+
+    if found and _most([whole(w) for w in found]):
+        window = next(w for w in found if whole(w))
+        text = (
+            f"the weights of {window.size} mean losses sum to {window.total:.3f} in an update: the gradient is"
+            f" {window.total:.2f}x that of their mean"
+        )
+        return Reading(True, text, *_places(window))
+    return _right_sum(measured, optimizer, found)
+
+
+def _right_sum(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Absent where all windows of mean losses sum to 1."""
+    reason = _undecided(measured, optimizer, found)
+    if reason:
+        return Reading(None, reason)
+    if not all(window.means for window in found):
+        return Reading(None, "the loss is no mean that is known, so its right weight is not known")
+    if all(window.full for window in found if window.size > 1):
+        return Reading(False, f"the weights of the micro-batches sum to 1.000 in {len(found)} updates")
+    totals = sorted({round(window.total, 3) for window in found})
+    return Reading(None, f"the weights of the micro-batches sum to {_listed(totals)} in an update")
+
+
+def _listed(values: Sequence[object]) -> str:
+    shown = [str(value) for value in values[:6]]
+    return ", ".join(shown) + (", ..." if len(values) > 6 else "")
+
+
+def zeroed_within_window(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Most updates are empty or lack a call, used nowhere else, of a place from which they hold another call."""
+    lost = set(measured.lost(optimizer))
+
+    def zeroed(window: Window) -> bool:
+        gone = lost & set(window.fresh)
+        places = {window.place(call) for call in window.used}
+        return bool(gone) and (not window.used or any(window.place(call) in places for call in gone))
+
+    if found and _most([zeroed(w) for w in found]):
+        calls = {call for window in found for call in window.fresh}
+        lines = [d.line for d in measured.leftover[optimizer].discarded if d.backward in lost and d.line]
+        line = max(set(lines), key=lines.count) if lines else 0
+        where = f", zeroed at line {line}" if line else ""
+        return Reading(True, f"{len(calls & lost)} of {len(calls)} backward calls are in no update{where}", line)
+    reason = _undecided(measured, optimizer, found)
+    if reason:
+        return Reading(None, reason)
+    if not lost:
+        return Reading(False, f"each backward call is in an update ({len(found)} updates)")
+    return Reading(None, f"{len(lost)} backward calls are in no update, but not in most windows")
+
+
+def tiny_batch_norm(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """A BatchNorm in training saw at most 8 samples at once, and windows hold several micro-batches."""
+    if not any(window.size > 1 for window in found):
+        return Reading(None, _undecided(measured, optimizer, found))
+    if not measured.batch_norms:
+        return Reading(False, "no BatchNorm took statistics of a training batch")
+    samples = min(use.samples for use in measured.batch_norms)
+    size = max(window.size for window in found)
+    text = f"BatchNorm took its statistics of {samples} samples at a time, where an update sees {samples * size}"
+    return Reading(samples <= BATCH_NORM, text)
+
+
+def schedule_mixes_units(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """A schedule is over too early or never, or a plateau scheduler counts updates or micro-batches."""
+    schedulers = [s for s in measured.schedulers if s.optimizer == optimizer]
+    readings = [_schedule(measured, s) for s in schedulers if s.steps]
+    for wanted in (True, None, False):
+        for reading in readings:
+            if reading.shown is wanted:
+                return reading
+    what = "was stepped" if schedulers else f"of {_name(measured, optimizer)} was seen"
+    return Reading(None, f"no learning rate scheduler {what}")
+
+
+def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:
+    assert scheduler.optimizer is not None
+    updates = len(measured.optimizers[scheduler.optimizer].updates)
+    steps, lrs = scheduler.steps, scheduler.lrs
+    length = scheduler.horizon or scheduler.sizes.get("T_0")
+    line = scheduler.lines[-1]
+    took = f"{scheduler.name} took {steps} steps in {updates} updates"
+    if scheduler.name == "ReduceLROnPlateau":
+        return Reading(
+            steps >= updates, f"{took}: its patience counts " + ("them" if steps >= updates else "epochs"), line
+        )
+    if steps > updates:  # per micro-batch: over in the first half, by its horizon or by its learning rates
+        flat = len(set(lrs[steps // 2 :])) == 1 and measured.outcome == "finished"
+        if (scheduler.horizon or steps) * 2 <= steps or flat:
+            over = f"over after {scheduler.horizon}" if scheduler.horizon else f"at lr {lrs[-1]:.3g} in the first half"
+            return Reading(True, f"{took} and is {over}", line)
+    if measured.outcome != "finished" or shortened(measured):
+        return Reading(None, f"{took}, but the run was ended or shortened before its schedule could end", line)
+    if steps < updates:  # per epoch
+        return Reading(None, f"{took}: it counts something else than updates", line)
+    if length is not None:
+        if length > steps:
+            return Reading(True, f"{took} of {length}: at the end of training the lr is still {lrs[-1]:.3g}", line)
+        return Reading(False if length == steps else None, f"{took}, and its length is {length}", line)
+    if scheduler.name == "LambdaLR" and lrs[-1] > 0.5 * max(lrs):  # a decay that does not come to its end
+        return Reading(True, f"{took}: at the end of training the lr is still {lrs[-1]:.3g} of {max(lrs):.3g}", line)
+    return Reading(None, f"{took}, and its length is not known", line)
+
+
+def shortened(measured: Measurement) -> bool:
+    """Whether a loader had fewer batches than it would have without the probe."""
+    return any(
+        event.data.get("real_length") != event.data.get("length")
+        for event in measured.events
+        if event.kind == "loader_begin"
+    )
+
+
+def graphs_pile_up(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """The graphs of earlier micro-batches are alive, and more of them with each one: at least three in the end."""
+    graphs = [count.graphs for count in measured.live_graphs]
+    if measured.growing and max(graphs) >= HELD:
+        holder = measured.holder
+        by = f", held by `{holder.name}` ({holder.container})" if holder else ""
+        return Reading(True, f"{max(graphs)} autograd graphs are alive at once{by}", holder.line if holder else 0)
+    third = len(graphs) // 3
+    if third >= 3 and max(graphs[-third:]) <= max(graphs[:third]):
+        return Reading(False, f"never more than {max(graphs)} autograd graphs are alive at once")
+    return Reading(None, f"too few micro-batches to see whether graphs pile up ({len(graphs)} counts)")
+
+
+def windows_shifted(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """The first window, or every third one, holds another number of micro-batches than its losses are divided for."""
+
+    def wrong(window: Window) -> bool:
+        divided = all(0 < weight < 0.9 for weight in window.weights)
+        return window.means and window.explained and divided and window.different
+
+    answers = [wrong(w) for w in found]
+    sizes = [window.size for window in found]
+    if answers and (answers[0] or sum(answers) * 3 >= len(answers)):
+        window = found[answers.index(True)]
+        text = (
+            f"the updates hold {_listed(sizes)} micro-batches; the weights of one sum to {window.total:.3f}, not to 1"
+        )
+        return Reading(True, text, window.update.line, window.update.file)
+    if len(found) > 1 and len(set(sizes[:-1])) == 1 and sizes[0] > 1:
+        right = _right_sum(measured, optimizer, found[:-1])
+        if right.shown is False:
+            return Reading(False, f"the updates hold {_listed(sizes)} micro-batches whose weights sum to 1.000")
+    return Reading(None, _undecided(measured, optimizer, found) or f"the updates hold {_listed(sizes)} micro-batches")
+
+
+def tail_left_over(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Calls at the end of an epoch are lost, or the first window sums up to 1 and the one at that end does not."""
+    ends, count = [], 0
+    for event in measured.events:
+        count += event.kind in ("backward", "grad")
+        if event.kind == "loader_begin" and count:
+            ends.append(count)
+    if measured.outcome == "finished":
+        ends.append(len(measured.backwards))
+    size = max((window.size for window in found), default=0)
+    for event in measured.events:
+        if event.kind == "loader_begin" and size > 1:
+            real, used = event.data.get("real_length"), event.data.get("length")
+            if real is not None and used is not None and (real - used) % size:
+                better = 2 * size + real % size
+                text = f"{used} of {real} batches leave another rest than all of them: --max-batches {better}"
+                return Reading(None, text)
+
+    def at_end(window: Window) -> bool:
+        return any(window.begin < end <= window.end for end in ends)
+
+    lost = set(measured.lost(optimizer))
+    gone = [call for call in lost if call + 1 in ends]
+    if gone:
+        return Reading(True, f"the last micro-batches of an epoch ({len(lost)} in all) are in no update")
+    wrong = [w for w in found if at_end(w) and w.means and w.explained and w.different]
+    if found and found[0].full and wrong:
+        text = f"the weights of the update at the end of an epoch sum to {wrong[0].total:.3f}, elsewhere to 1.000"
+        return Reading(True, text, wrong[0].update.line, wrong[0].update.file)
+    reason = _undecided(measured, optimizer, found)
+    rest = [w for w in found if at_end(w) and w.size != size]
+    if not reason and not lost and rest and all(w.full and w.means for w in found):
+        return Reading(False, f"the weights of the {rest[0].size} micro-batches at the end of an epoch sum to 1.000")
+    return Reading(None, reason or "no epoch of this run leaves a rest")
+
+
+def counts_down(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """In most updates the first of k micro-batches weighs k times the last, the second k - 1 times, and so on."""
+
+    def falling(window: Window) -> bool:
+        weights = window.weights
+        k, last = len(weights), weights[-1]
+        return k > 1 and last != 0 and all(window.is_factor(w / last, k - i) for i, w in enumerate(weights))
+
+    if found and _most([falling(w) for w in found]):
+        window = next(w for w in found if falling(w))
+        ratios = [f"{w / window.weights[-1]:.3g}" for w in window.weights]
+        return Reading(True, f"the micro-batches of an update weigh {_listed(ratios)}", *_places(window))
+    reason = _undecided(measured, optimizer, found)
+    if not reason and all(w.is_factor(a, w.weights[0]) and a for w in found for a in w.weights):
+        return Reading(False, f"the micro-batches of an update weigh the same ({len(found)} updates)")
+    return Reading(None, reason or "the micro-batches of an update weigh differently, but not k, k - 1, ..., 1")
+
+
+def _summed_without_optimizer(measured: Measurement) -> Reading:
+    """Nothing is zeroed between the backward calls after each of which `.grad` is added up."""
+    shown = len(measured.backwards) > 1 and not measured.lines("zero")
+    return Reading(shown or None, f"{len(measured.backwards)} backward calls add to gradients that nothing zeroes")
+
+
+def old_gradients(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Half of the later updates also hold calls from before the update before."""
+    later = [bool(window.stale) for window in found[1:]]
+    if later and sum(later) * 2 >= len(later):
+        window = next(w for w in found[1:] if w.stale)
+        text = f"{sum(later)} of {len(later)} later updates also hold gradients that were stepped before"
+        return Reading(True, text, window.update.line, window.update.file)
+    if len(later) > 1 and not any(later) and all(window.explained for window in found):
+        return Reading(False, f"none of {len(found)} updates holds a gradient that was stepped before")
+    return Reading(None, "too few updates were seen" if len(later) < 2 else "old gradients are in few updates only")
+
+
+def update_per_micro_batch(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Each backward call has its update, with weight 1/k, or with those before it in a window of k."""
+
+    def fraction(window: Window) -> bool:
+        k = 1 / window.weights[0] if window.weights[0] > 0 else 1.0
+        return k > 1.5 and window.is_factor(k, round(k)) and abs(k - round(k)) < 1e-3 * k
+
+    single = len(found) > 1 and all(len(w.fresh) == 1 for w in found)
+    if single and all(fraction(w) for w in found):
+        text = f"each backward call has an update of its own, with weight {found[0].weights[0]:.3f}"
+        return Reading(True, text, found[0].update.line, found[0].update.file)
+    if single and _most([bool(w.stale) for w in found]):
+        stale = max(len(w.stale) for w in found)
+        text = f"each backward call has an update of its own, which also holds up to {stale} earlier ones"
+        return Reading(True, text, found[0].update.line, found[0].update.file)
+    if len(found) > 1 and all(w.size > 1 for w in found[:-1]):
+        return Reading(False, f"the updates hold {_listed([w.size for w in found])} micro-batches")
+    return Reading(
+        None, "the updates hold one backward call each, of full weight" if single else "too few updates were seen"
+    )
+
+
+def hardly_ever_updated(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """At most one update, and most backward calls are in none."""
+    updates, lost = len(measured.optimizers[optimizer].updates), len(measured.lost(optimizer))
+    calls = len(measured.backwards)
+    if updates <= 1 and lost * 2 > calls and measured.outcome in ("finished", "stopped"):
+        text = (
+            f"{_name(measured, optimizer)} took {updates} step{'' if updates == 1 else 's'} in {calls} backward calls"
+        )
+        return Reading(True, text)
+    if updates > 2 and lost * updates <= calls * 2:
+        return Reading(False, f"{_name(measured, optimizer)} took {updates} steps in {calls} backward calls")
+    return Reading(None, f"{_name(measured, optimizer)} took {updates} steps in {calls} backward calls so far")
+
+
+def losses_without_backward(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """At the line of the loss, models are called without a backward call, at least once per backward call."""
+    terms = [term for call in measured.backwards for term in call.data_terms()]
+    lines = {term.line for term in terms if term.line}
+    used = {forward for term in terms for forward in term.forwards}
+    unused = set(range(max(used, default=-1) + 1)) - used
+    idle = sum(count.event == "forward" and count.line in lines for count in measured.live_graphs)
+    calls = len(measured.backwards)
+    if min(idle, len(unused)) >= calls > 0:
+        return Reading(True, f"{len(unused)} of {len(unused) + len(used)} losses were never sent backward")
+    if used and not unused:
+        return Reading(False, f"each of {len(used)} losses was sent backward")
+    return Reading(None, f"{len(unused)} outputs of a model were not sent backward, {len(used)} were")
+
+
+def one_backward_for_a_window(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Most updates are one backward call on a sum of losses of one place, no two from the same model call."""
+
+    def deferred(window: Window) -> bool:
+        if len(window.fresh) != 1:
+            return False
+        forwards = [forward for term in window.terms(window.fresh[0]) for forward in term.forwards]
+        alike = len({round(term.weight, 6) for term in window.terms(window.fresh[0])}) == 1  # no difference of two
+        return len(window.terms(window.fresh[0])) > 1 and alike and len(set(forwards)) == len(forwards)
+
+    if found and _most([deferred(w) for w in found]):
+        window = next(w for w in found if deferred(w))
+        text = f"one backward call holds the graphs of {len(window.terms(window.fresh[0]))} micro-batches"
+        return Reading(True, text, *_places(window))
+    if found and all(window.size > 1 for window in found):
+        return Reading(
+            False, f"each micro-batch has a backward call of its own ({_listed([w.size for w in found])} an update)"
+        )
+    return Reading(None, "no update was seen" if not found else "the backward calls hold one loss each")
+
+
+CHECKS: dict[str, Check] = {
+    "ACC001": not_divided,
+    "ACC002": zeroed_within_window,
+    "ACC003": tiny_batch_norm,
+    "ACC004": schedule_mixes_units,
+    "ACC005": graphs_pile_up,
+    "ACC006": windows_shifted,
+    "ACC007": tail_left_over,
+    "ACC014": counts_down,
+    "ACC015": old_gradients,
+    "ACC016": update_per_micro_batch,
+    "ACC021": not_divided,
+    "ACC023": hardly_ever_updated,
+    "ACC030": losses_without_backward,
+    "ACC031": one_backward_for_a_window,
+}

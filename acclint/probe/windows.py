@@ -1,0 +1,139 @@
+"""A measurement seen update by update: which backward calls were in it, and what each weighed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from acclint.probe import Measurement, Term, Update
+
+# The coefficients of an update explain its gradient only below this relative distance.
+RESIDUAL = 1e-3
+
+# By the coarsest dtype of the gradients: equal up to the first relative difference, different from the second on.
+# Between them lies what rounding may be or may not; half types tell only factors of 2 apart.
+_BANDS = {"float64": (1e-6, 1e-4), "float32": (1e-4, 5e-3), "float16": (2e-2, 0.5), "bfloat16": (1e-1, 0.5)}
+_FACTORS = {"float64": 0.02, "float32": 0.02}
+
+
+@dataclass(frozen=True)
+class Window:
+    """An update of one optimizer and the backward calls that reached it since the update before.
+
+    `begin` and `end` are how many backward calls of the run came before its first and after its last one.
+    """
+
+    measured: Measurement
+    optimizer: int
+    update: Update
+    fresh: tuple[int, ...]
+    begin: int
+    end: int
+
+    def factor(self, call: int) -> float:
+        factor = self.update.coefficients.get(call, 0.0)
+        return factor if abs(factor) > 1e-6 else 0.0
+
+    def terms(self, call: int) -> tuple[Term, ...]:
+        return self.measured.backwards[call].main_terms(self.optimizer)
+
+    def place(self, call: int) -> tuple[object, ...]:
+        """Where the call is made and of which loss function."""
+        return self.measured.backwards[call].site, *(term.function for term in self.terms(call)[:1])
+
+    @property
+    def used(self) -> list[int]:
+        return [call for call in self.fresh if self.factor(call)]
+
+    @property
+    def stale(self) -> list[int]:
+        """Calls from before the update before that are in this one, too."""
+        return [call for call in self.update.coefficients if self.factor(call) and call not in self.fresh]
+
+    @property
+    def main(self) -> list[int]:
+        """One call per micro-batch: those of the busiest place, as several places are several losses of one batch."""
+        (place, _), *_ = Counter(self.place(call) for call in self.fresh).most_common(1)
+        return [call for call in self.fresh if self.place(call) == place]
+
+    @property
+    def size(self) -> int:
+        """How many micro-batches it holds."""
+        return len(self.main)
+
+    @property
+    def means(self) -> bool:
+        """Whether the losses are means, so that their weights in an update should sum up to 1."""
+        return all(term.reduction == "mean" for call in self.main for term in self.terms(call))
+
+    def weight(self, call: int) -> float:
+        """What all terms of the main loss weigh together in the update; of a difference, one side counts."""
+        weights = [term.weight for term in self.terms(call)] or [1.0]
+        return self.factor(call) * max(sum(w for w in weights if w > 0), -sum(w for w in weights if w < 0))
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each micro-batch."""
+        return [self.weight(call) for call in self.main]
+
+    @property
+    def total(self) -> float:
+        """What the micro-batches weigh together; 1 is right for means."""
+        return sum(self.weights)
+
+    @property
+    def explained(self) -> bool:
+        return self.update.residual < RESIDUAL
+
+    @property
+    def distance(self) -> float:
+        """How far the weights are from summing up to 1, as is right for means.
+
+        Several places may be branches for one loss, and several terms of one call may be several losses: then the sum
+        of all, or of one term each, may be meant.
+        """
+        one_each = sum(self.weight(call) / max(1, len(self.terms(call))) for call in self.main)
+        return min(abs(total - 1) for total in (self.total, sum(map(self.weight, self.fresh)), one_each))
+
+    @property
+    def full(self) -> bool:
+        return self.distance <= self._band[0]
+
+    @property
+    def different(self) -> bool:
+        """Surely not full."""
+        return self.distance >= self._band[1]
+
+    def is_factor(self, value: float, factor: float) -> bool:
+        """Whether a number is this factor: within 2 %, with half types 10 %."""
+        return abs(value - factor) <= _FACTORS.get(self.measured.precision, 0.1) * abs(factor)
+
+    @property
+    def _band(self) -> tuple[float, float]:
+        return _BANDS.get(self.measured.precision, _BANDS["float32"])
+
+
+def windows(measured: Measurement, optimizer: int) -> list[Window]:
+    """The updates of an optimizer, in order; without those that no backward call came before."""
+    record = measured.optimizers[optimizer]
+    mine = {t for t, call in enumerate(measured.backwards) if optimizer in call.owners}
+    mine |= {t for update in record.updates for t in update.coefficients}  # gradients that were copied
+    between: list[list[int]] = [[]]  # the calls before the first step, after it, after the second one, ...
+    starts, count = [0], 0
+    for event in measured.events:
+        if event.kind in ("backward", "grad") and event.ordinal is not None:
+            count += 1
+            if event.ordinal in mine and not measured.backwards[event.ordinal].replay:
+                between[-1].append(event.ordinal)
+        elif event.kind == "step" and optimizer in event.owners:
+            between.append([])
+            starts.append(count)
+    starts.append(count)
+    between += [[]] * (len(record.updates) + 1 - len(between))
+    found = []
+    for index, update in enumerate(record.updates):
+        turn = index + update.closure  # the calls of a closure come after its step began
+        if between[turn]:  # else a subclass whose step() calls its parent's: one update, seen twice
+            end = starts[min(turn + 1, len(starts) - 1)]
+            found.append(Window(measured, optimizer, update, tuple(between[turn]), starts[turn], end))
+    return found
