@@ -16,6 +16,11 @@ _BANDS = {"float64": (1e-6, 1e-4), "float32": (1e-4, 5e-3), "float16": (2e-2, 0.
 _FACTORS = {"float64": 0.02, "float32": 0.02}
 
 
+def bands(precision: str) -> tuple[float, float]:
+    """Equal up to the first relative difference, different from the second on."""
+    return _BANDS.get(precision, _BANDS["float32"])
+
+
 @dataclass(frozen=True)
 class Window:
     """An update of one optimizer and the backward calls that reached it since the update before.
@@ -97,20 +102,16 @@ class Window:
 
     @property
     def full(self) -> bool:
-        return self.distance <= self._band[0]
+        return self.distance <= bands(self.measured.precision)[0]
 
     @property
     def different(self) -> bool:
         """Surely not full."""
-        return self.distance >= self._band[1]
+        return self.distance >= bands(self.measured.precision)[1]
 
     def is_factor(self, value: float, factor: float) -> bool:
         """Whether a number is this factor: within 2 %, with half types 10 %."""
         return abs(value - factor) <= _FACTORS.get(self.measured.precision, 0.1) * abs(factor)
-
-    @property
-    def _band(self) -> tuple[float, float]:
-        return _BANDS.get(self.measured.precision, _BANDS["float32"])
 
 
 def windows(measured: Measurement, optimizer: int) -> list[Window]:

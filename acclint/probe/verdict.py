@@ -1,0 +1,212 @@
+"""Joins findings of the source with what a run measured: a verdict for each, and findings that only the run shows."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
+from acclint.probe import Measurement
+from acclint.probe.readings import CHECKS, Reading, read
+from acclint.probe.windows import RESIDUAL, bands, windows
+from acclint.rules import all_rules
+
+CONFIRMED, REFUTED, INCONCLUSIVE = "confirmed", "refuted", "inconclusive"
+NOT_REACHED, CRASHED = "not reached", "crashed"
+
+# What a run may say on its own, the more specific before the others: here the numbers leave no other intention open.
+_RUN_ONLY = ("ACC014", "ACC002", "ACC015", "ACC005", "ACC001", "ACC003")
+_TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}
+
+Spot = tuple[str, int]  # file (empty: the script), row
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A finding with `evidence["measured"]` filled; `verdict` and `text` are its verdict and the number or reason.
+
+    `predicted` is False for what only the run shows.
+    """
+
+    finding: Finding
+    verdict: str
+    text: str
+    predicted: bool = True
+
+
+class Run:
+    """A measurement beside the sources: `script` is its absolute path, `texts` are the files by absolute path."""
+
+    def __init__(self, measured: Measurement, script: str, texts: Mapping[str, str]) -> None:
+        self.measured = measured
+        self.script = script
+        self.texts = texts
+        self._blocks = {file: _blocks(text) for file, text in texts.items()}
+
+    def judge(self, finding: Finding) -> Judged:
+        """The verdict for a finding of the source."""
+        verdict, text, owners = self._verdict(finding)
+        return self._judged(finding, verdict, text, owners)
+
+    def _verdict(self, finding: Finding) -> tuple[str, str, list[int]]:
+        measured = self.measured
+        owners = list(range(len(measured.optimizers)))
+        crashed = f"{measured.error} (line {measured.error_line})" if measured.error_line else measured.error or ""
+        if finding.code not in CHECKS:
+            return INCONCLUSIVE, f"what a run shows says nothing about {finding.code}", owners
+        spots = self._spots(finding)
+        reached, about = self._reached(spots)
+        if not reached:
+            if measured.outcome == "crashed":
+                return CRASHED, f"the script ended before it came there: {crashed}", owners
+            ended = "" if measured.outcome == "finished" else f" before the run was ended ({measured.outcome})"
+            return NOT_REACHED, f"no backward call or update was made there{ended}", owners
+        owners = about or owners
+        reading = read(finding.code, measured, owners)
+        if reading.shown is not None:
+            return (CONFIRMED if reading.shown else REFUTED), reading.text, owners
+        if measured.outcome == "crashed":
+            return CRASHED, f"{crashed}; until then {reading.text}", owners
+        return INCONCLUSIVE, reading.text, owners
+
+    def _spots(self, finding: Finding) -> list[Spot]:
+        places = [finding.place, *(related.place for related in finding.related)]
+        return [
+            (self._file(place), row) for place in places for row in range(place.row, max(place.end_row, place.row) + 1)
+        ]
+
+    def _file(self, place: Place) -> str:
+        path = os.path.abspath(place.filename)
+        return "" if path == self.script else path
+
+    def _reached(self, spots: Sequence[Spot]) -> tuple[bool, list[int]]:
+        """Whether anything happened in the loops of these spots, and the optimizers it happened to.
+
+        Those are the optimizers of what happened at the spots themselves, else of what happened in their loops.
+        """
+        blocks = [(file, *self._block(file, row)) for file, row in spots]
+        exact: set[int] = set()
+        around: set[int] = set()
+        reached = False
+        for spot, also, owners in self._happened():
+            if spot in spots or any((spot[0], row) in spots for row in also):
+                exact.update(owners)
+                reached = True
+            elif any(spot[0] == file and first <= spot[1] <= last for file, first, last in blocks) or any(
+                first <= row <= last for _, first, last in blocks for row in also
+            ):
+                around.update(owners)
+                reached = True
+        return reached, sorted(exact or around)
+
+    def _happened(self) -> Iterable[tuple[Spot, tuple[int, ...], tuple[int, ...]]]:
+        """Place, further lines of the call stack, and optimizers of each event."""
+        for event in self.measured.events:
+            if event.kind.startswith("loader"):
+                continue
+            also: tuple[int, ...] = ()
+            if event.kind in ("backward", "grad") and event.ordinal is not None:
+                also = self.measured.backwards[event.ordinal].site[1:]
+            yield (event.file, event.line), also, event.owners
+
+    def _block(self, file: str, row: int) -> tuple[int, int]:
+        """First and last row of the innermost loop or function around a row, else the whole file."""
+        blocks = self._blocks.get(file or self.script, [])
+        around = [(last - first, first, last) for first, last in blocks if first <= row <= last]
+        return min(around)[1:] if around else (0, 1 << 30)
+
+    # --- what only the run shows ---
+
+    def findings(self, judged: Sequence[Judged], loops: Sequence[LoopReport]) -> list[Judged]:
+        """Defects that the numbers show and no finding of the source tells, one per optimizer."""
+        found: list[Judged] = []
+        explained = {owner for one in judged if one.verdict == CONFIRMED for owner in self._verdict(one.finding)[2]}
+        told = {one.finding.code for one in judged if one.verdict == CONFIRMED}
+        for owner in range(len(self.measured.optimizers)):
+            if owner in explained:
+                continue
+            for code in _RUN_ONLY:
+                reading = read(code, self.measured, [owner])
+                if reading.shown and code not in told and not self._intended(code, loops, judged):
+                    found.append(self._only_run(code, reading, owner))
+                    told |= {code} if code in ("ACC003", "ACC005") else set()
+                    break
+        return found
+
+    def _intended(self, code: str, loops: Sequence[LoopReport], judged: Sequence[Judged]) -> bool:
+        """Whether the check saw the same numbers and held them right: a learning rate that is divided instead, say."""
+        if code == "ACC001":
+            rows = [row for loop in loops for _, updates in loop.contributions for row in updates]
+            return any(_unscaled(row) for row in rows)
+        if code == "ACC003":
+            judged_already = any(one.finding.code == code for one in judged)
+            return judged_already or min(use.samples for use in self.measured.batch_norms) not in _TINY
+        return False
+
+    def _only_run(self, code: str, reading: Reading, owner: int) -> Judged:
+        rule = all_rules()[code]
+        record = self.measured.optimizers[owner]
+        file, row = (reading.file, reading.line) if reading.line else ("", record.line)
+        severity = rule.severity
+        if code == "ACC003":
+            severity = _TINY[min(use.samples for use in self.measured.batch_norms)]
+        path = os.path.relpath(file or self.script)
+        path = path if not path.startswith("..") else file or self.script
+        lines = self.texts.get(file or self.script, "").splitlines()
+        line = lines[row - 1] if 0 < row <= len(lines) else ""
+        place = Place(path, max(row, 1), len(line) - len(line.lstrip()) + 1, max(row, 1), len(line.rstrip()) + 1)
+        evidence: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
+        finding = Finding(code, rule.name, severity, Confidence.HIGH, reading.text, place, evidence=evidence)
+        return self._judged(finding, CONFIRMED, reading.text, [owner], predicted=False)
+
+    def _judged(self, finding: Finding, verdict: str, text: str, owners: list[int], predicted: bool = True) -> Judged:
+        measured = self.measured
+        equal, different = bands(measured.precision)
+        residuals = [update.residual for owner in owners for update in measured.optimizers[owner].updates]
+        known = [residual for residual in residuals if residual == residual]
+        data = {
+            "verdict": verdict,
+            "text": text,
+            "predicted": predicted,
+            "contributions": contributions(measured, owners),
+            "precision": measured.precision,
+            "residual": max(known) if known else None,
+            "thresholds": {"equal": equal, "different": different, "residual": RESIDUAL},
+            "run": {"outcome": measured.outcome, "backwards": len(measured.backwards), "torch": measured.torch},
+        }
+        return Judged(replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, predicted)
+
+
+def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str, Any]]:
+    """Per optimizer its measured matrix in the shape of `evidence.contributions`: 1 is right, a row per update.
+
+    A row holds the backward calls since the update before, and before them those of earlier ones that are in it.
+    """
+    found = []
+    for owner in owners:
+        record = measured.optimizers[owner]
+        seen = windows(measured, owner)
+        size = max((window.size for window in seen), default=1)
+        relative = {id(u): row for u, row in zip(record.updates, measured.relative(owner, size), strict=True)}
+        updates = [[relative[id(w.update)].get(call, 0.0) for call in sorted({*w.stale, *w.fresh})] for w in seen]
+        found.append({"owner": record.name, "line": record.line, "k": size, "updates": updates})
+    return found
+
+
+def _unscaled(row: Sequence[float]) -> bool:
+    """A predicted update of several whole mean losses: 4 4 4 4."""
+    used = [float(value) for value in row if value]
+    return len(used) > 1 and all(abs(value - len(used)) < 1e-6 for value in used)
+
+
+def _blocks(text: str) -> list[tuple[int, int]]:
+    """First and last rows of the loops and functions of a text; none if this Python cannot read it."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return []
+    kinds = (ast.For, ast.AsyncFor, ast.While, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [(node.lineno, node.end_lineno or node.lineno) for node in ast.walk(tree) if isinstance(node, kinds)]
