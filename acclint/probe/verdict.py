@@ -111,6 +111,8 @@ class Run:
             if event.kind in ("backward", "grad") and event.ordinal is not None:
                 also = self.measured.backwards[event.ordinal].site[1:]
             yield (event.file, event.line), also, event.owners
+        for count in self.measured.live_graphs:  # a validation loop calls models only
+            yield ("", count.line), (), ()
 
     def _block(self, file: str, row: int) -> tuple[int, int]:
         """First and last row of the innermost loop or function around a row, else the whole file."""
