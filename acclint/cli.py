@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -269,6 +269,61 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cli.command()
+@click.argument("script", type=click.Path())
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--entry", default="", metavar="MODULE:FUNCTION", help="Call this function instead of running SCRIPT.")
+@click.option("--max-updates", type=click.IntRange(min=1), metavar="N", help="End after so many updates and an epoch.")
+@click.option("--max-batches", type=click.IntRange(min=1), metavar="N", help="Exactly so many batches in an epoch.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Default: 120.")
+@click.option("--allow-write", multiple=True, metavar="DIR", help="A folder that SCRIPT may really write to.")
+@click.option("--python", metavar="PATH", help="The Python that has your torch. Default: the active environment's.")
+@click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", show_default=True)
+@click.option("--min-severity", type=click.Choice(["error", "warning", "info"]), help="Default: warning.")
+@click.option("--min-confidence", type=click.Choice(["high", "medium", "low"]), help="Default: medium.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the findings, no matrix and no summary.")
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+@click.option("--config", type=click.Path(), metavar="FILE", help="A pyproject.toml to use for all files.")
+@click.option("--isolated", is_flag=True, help="Use no pyproject.toml at all.")
+def probe(script: str, args: tuple[str, ...], output_format: str, color: str, **options: Any) -> None:
+    """Run SCRIPT with ARGS (after `--`) under instruments, and judge each finding by what was measured.
+
+    THIS RUNS YOUR CODE, unchanged, for a few updates, with shortened epochs. What it writes goes to a scratch folder
+    that is deleted afterwards; where the kernel allows it, only the loopback network is there; time, memory and
+    processes are limited. That guards against accidents such as overwritten checkpoints. It is no protection against
+    hostile code: do not probe scripts that you would not run.
+    """
+    from acclint.probe.watch import Request, watch
+    from acclint.report import probed
+
+    keys = ("entry", "max_updates", "max_batches", "timeout", "allow_write", "python")
+    request = Request(script, args, **{key: options[key] for key in keys})
+    finder = _finder({**options, "select": (), "extend_select": (), "ignore": (), "exclude": (), "extend_exclude": ()})
+    live = sys.stderr.isatty() and not options["quiet"]
+    watched = watch(request, finder, _show_progress if live else None)
+    if live:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    if output_format == "json":
+        click.echo(probed.render_json(watched))
+    else:
+        width = shutil.get_terminal_size((120, 24)).columns
+        render = probed.render_concise(watched) if output_format == "concise" else probed.render(watched, width)
+        parts = [render, *([] if options["quiet"] else [probed.summary(watched)])]
+        click.echo("\n\n".join(part for part in parts if part), color=_colours(color))
+    if watched.measured.outcome in ("crashed", "timeout"):
+        _say(f"warning: {probed.ending(watched)}")
+        if failure := probed.output_of_failure(watched):
+            click.echo(failure, err=True)
+    _errors(watched.errors)
+    if any(finding.severity.rank > 0 for finding in watched.remaining):
+        raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _show_progress(progress: Mapping[str, float]) -> None:
+    text = f"{progress['updates']:g} updates, {progress['backwards']:g} backward calls, {progress['seconds']:.0f} s"
+    click.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
 
 @cli.command()

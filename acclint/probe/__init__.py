@@ -530,7 +530,7 @@ class Oracle:
         last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
         self._end(patience=0.0)
         if "No module named 'torch'" in last:
-            last += f'; install it for {self._python} with: pip install "acclint[probe]"'
+            raise OracleError(f"{self._python} has no torch; install it there: {self._python} -m pip install torch")
         raise OracleError(f"the measuring process ended: {last or 'no message'}")
 
 

@@ -1,0 +1,123 @@
+"""What `acclint probe` prints: each finding with its verdict, the measured matrix, and what was run."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from acclint.report import contributions, full, json
+from acclint.report.style import bold, faint, location, plural
+
+if TYPE_CHECKING:
+    from acclint.probe.verdict import Judged
+    from acclint.probe.watch import Watched
+
+_COLOURS = {"confirmed": "red", "refuted": "green"}
+_ORDER = ("confirmed", "refuted", "inconclusive", "not reached", "crashed")
+_REPORT = "acclint predicted otherwise: please report it with this script"
+
+
+def render(watched: Watched, width: int = 100) -> str:
+    """All findings of a watched run with their verdicts, then the matrix that was measured."""
+    parts = [_finding(one, watched, width) for one in watched.judged]
+    return "\n\n".join([*parts, *_matrix(watched, width)])
+
+
+def render_concise(watched: Watched) -> str:
+    """A line per finding: place, code, verdict, number or reason."""
+    return "\n".join(
+        f"{bold(location(one.finding.place))}: {one.finding.code} {_verdict(one)}: {one.text}" for one in watched.judged
+    )
+
+
+def render_json(watched: Watched) -> str:
+    """The array of `check --output-format json`, with `evidence.measured` filled."""
+    return json.render(one.finding for one in watched.judged)
+
+
+def summary(watched: Watched) -> str:
+    """One paragraph: how many findings have which verdict, and what was run."""
+    measured = watched.measured
+    counts = Counter(one.verdict for one in watched.judged)
+    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict])
+    first = f"{plural(len(watched.judged), 'finding')}: {verdicts}" if watched.judged else "No findings"
+    updates = sum(len(optimizer.updates) for optimizer in measured.optimizers)
+    seen = f"{plural(len(measured.backwards), 'backward call')}, {plural(updates, 'update')}"
+    ran = f"Ran {measured.seconds:.1f} s with torch {measured.torch}: {seen}"
+    return f"{first}. {ran}; {ending(watched)}."
+
+
+def ending(watched: Watched) -> str:
+    """How the run ended, in one line."""
+    measured = watched.measured
+    if measured.outcome == "finished":
+        return "the script came to its end"
+    if measured.outcome == "stopped":
+        return "ended there on purpose (--max-updates)"
+    if measured.outcome == "timeout":
+        return f"ended by the time limit (--timeout): {measured.error}"
+    where = f" at line {measured.error_line}" if measured.error_line else ""
+    return f"the script failed{where}: {measured.error}"
+
+
+def output_of_failure(watched: Watched, lines: int = 8) -> str:
+    """The last lines that a script wrote to standard error before it failed; empty for one that did not."""
+    if watched.measured.outcome != "crashed":
+        return ""
+    last = watched.measured.stderr.rstrip().splitlines()[-lines:]
+    return "\n".join("  | " + "".join(c if c.isprintable() else "�" for c in line) for line in last)
+
+
+def _verdict(one: Judged) -> str:
+    return click.style(one.verdict, fg=_COLOURS.get(one.verdict, "yellow"), bold=True)
+
+
+def _finding(one: Judged, watched: Watched, width: int) -> str:
+    lines = watched.lines.get(one.finding.place.filename, {})
+    gutter = " " * (len(str(one.finding.place.row)) + 1)
+    told = full.finding(one.finding, lines, width)
+    if one.predicted:
+        notes = [(_verdict(one), one.text)]
+    else:
+        notes = [(_verdict(one), "only the run shows this")]
+    if not one.predicted or one.verdict == "refuted":
+        notes.append(("note", _REPORT))
+    for word, text in notes:
+        indent = gutter + "  "
+        wrapped = textwrap.wrap(f"{click.unstyle(word)}: {text}", max(width - len(indent), 30), break_on_hyphens=False)
+        wrapped[0] = word + wrapped[0][len(click.unstyle(word)) :]
+        told += "".join(f"\n{gutter + faint('= ') if at == 0 else indent}{line}" for at, line in enumerate(wrapped))
+    return told
+
+
+def _matrix(watched: Watched, width: int) -> Sequence[str]:
+    from acclint.probe.verdict import contributions as measured_contributions
+
+    measured = watched.measured
+    owners = [j for j, optimizer in enumerate(measured.optimizers) if optimizer.updates]
+    if not owners:
+        return []
+    lines = ["Measured: what each backward call (column) contributes to each update (row): 1 is right, · is nothing."]
+    for matrix in measured_contributions(measured, owners):
+        lines.append(
+            f"  {matrix['owner']}{_made_at(matrix['line'])}, {plural(matrix['k'], 'micro-batch', 'micro-batches')}"
+        )
+        lines += contributions.matrix([[_rounded(value) for value in row] for row in matrix["updates"]], width)
+    return ["\n".join(lines)]
+
+
+def _made_at(line: int) -> str:
+    return f" made at line {line}" if line else ""
+
+
+def _rounded(value: float) -> float:
+    """Three digits say all that float32 can: 0.3333 is drawn as it is, 3.9999998 as 4."""
+    if not math.isfinite(value):
+        return value
+    near = round(value * 840) / 840  # all fractions up to 1/8
+    return near if abs(value - near) < 2e-4 * max(1.0, abs(value)) else float(f"{value:.3g}")
