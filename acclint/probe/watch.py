@@ -79,16 +79,10 @@ def watch(
     if request.entry and not (module and colon and function):
         raise Problem(f"--entry {request.entry}: give MODULE:FUNCTION")
     static = lint.check([request.script], finder)
-    limits = Limits(
-        timeout=TIMEOUT if request.timeout is None else request.timeout,
-        backwards=BACKWARDS,
-        updates=UPDATES if request.max_updates is None else request.max_updates,
-        batches=_batches(request.max_batches, [*static.findings, *(hidden.finding for hidden in static.hidden)]),
-    )
     with Oracle(request.python or interpreter(), gpu=True) as oracle:
         measured = oracle.watch(
             script,
-            limits,
+            limits_of(request, static),
             argv=request.argv,
             cwd=Path.cwd(),
             entry=request.entry,
@@ -96,6 +90,16 @@ def watch(
             progress=progress,
         )
     return judge(script, measured, [static, *_others(measured, finder)])
+
+
+def limits_of(request: Request, static: lint.Result) -> Limits:
+    """The limits of a run; the epochs are chosen by the k that the source tells."""
+    return Limits(
+        timeout=TIMEOUT if request.timeout is None else request.timeout,
+        backwards=BACKWARDS,
+        updates=UPDATES if request.max_updates is None else request.max_updates,
+        batches=_batches(request.max_batches, [*static.findings, *(hidden.finding for hidden in static.hidden)]),
+    )
 
 
 def judge(script: str, measured: Measurement, results: Iterable[lint.Result]) -> Watched:
