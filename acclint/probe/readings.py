@@ -14,6 +14,7 @@ from acclint.probe.windows import Window, windows
 
 BATCH_NORM = 8  # samples up to which batch statistics count as noisy
 HELD = 3  # so many graphs alive at once are a pile
+NEARLY = 0.8  # a schedule that came so far has only missed a tail
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:
     if steps < updates:  # per epoch
         return Reading(None, f"{took}: it counts something else than updates", line)
     if length is not None:
-        if length > steps:
+        if length * NEARLY > steps:
             return Reading(True, f"{took} of {length}: at the end of training the lr is still {lrs[-1]:.3g}", line)
         return Reading(False if length == steps else None, f"{took}, and its length is {length}", line)
     if scheduler.name == "LambdaLR" and lrs[-1] > 0.5 * max(lrs):  # a decay that does not come to its end
@@ -210,6 +211,9 @@ def windows_shifted(measured: Measurement, optimizer: int, found: list[Window]) 
         divided = all(0 < weight < 0.9 for weight in window.weights)
         return window.means and window.explained and divided and window.different
 
+    never = hardly_ever_updated(measured, optimizer, found)
+    if not found and never.shown:
+        return never
     answers = [wrong(w) for w in found]
     sizes = [window.size for window in found]
     if answers and (answers[0] or sum(answers) * 3 >= len(answers)):
@@ -305,6 +309,8 @@ def update_per_micro_batch(measured: Measurement, optimizer: int, found: list[Wi
         return k > 1.5 and window.is_factor(k, round(k)) and abs(k - round(k)) < 1e-3 * k
 
     single = len(found) > 1 and all(len(w.fresh) == 1 for w in found)
+    if single and losses_without_backward(measured, optimizer, found).shown:
+        return Reading(None, "each backward call has an update of its own, but most losses were not sent backward")
     if single and all(fraction(w) for w in found):
         text = f"each backward call has an update of its own, with weight {found[0].weights[0]:.3f}"
         return Reading(True, text, found[0].update.line, found[0].update.file)
@@ -328,7 +334,8 @@ def hardly_ever_updated(measured: Measurement, optimizer: int, found: list[Windo
             f"{_name(measured, optimizer)} took {updates} step{'' if updates == 1 else 's'} in {calls} backward calls"
         )
         return Reading(True, text)
-    if updates > 2 and lost * updates <= calls * 2:
+    rare = [s.name for s in measured.schedulers if s.optimizer == optimizer and s.steps * 2 <= updates]
+    if updates > 2 and lost * updates <= calls * 2 and not rare:
         return Reading(False, f"{_name(measured, optimizer)} took {updates} steps in {calls} backward calls")
     return Reading(None, f"{_name(measured, optimizer)} took {updates} steps in {calls} backward calls so far")
 
@@ -343,6 +350,9 @@ def losses_without_backward(measured: Measurement, optimizer: int, found: list[W
     calls = len(measured.backwards)
     if min(idle, len(unused)) >= calls > 0:
         return Reading(True, f"{len(unused)} of {len(unused) + len(used)} losses were never sent backward")
+    batches = sum(event.data.get("length") or 0 for event in measured.events if event.kind == "loader_begin")
+    if used and not unused and batches > calls:
+        return Reading(None, f"each of {len(used)} losses was sent backward, but there were {batches} batches")
     if used and not unused:
         return Reading(False, f"each of {len(used)} losses was sent backward")
     return Reading(None, f"{len(unused)} outputs of a model were not sent backward, {len(used)} were")
