@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from acclint.probe import Measurement, SchedulerRecord
-from acclint.probe.windows import Window, windows
+from acclint.probe.windows import Window, usual_size, windows
 
 BATCH_NORM = 8  # samples up to which batch statistics count as noisy
 HELD = 3  # so many graphs alive at once are a pile
@@ -238,7 +238,7 @@ def tail_left_over(measured: Measurement, optimizer: int, found: list[Window]) -
             ends.append(count)
     if measured.outcome == "finished":
         ends.append(len(measured.backwards))
-    size = max((window.size for window in found), default=0)
+    size = usual_size(found)
     for event in measured.events:
         if event.kind == "loader_begin" and size > 1:
             real, used = event.data.get("real_length"), event.data.get("length")

@@ -11,7 +11,7 @@ from typing import Any
 from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
 from acclint.probe import Measurement
 from acclint.probe.readings import CHECKS, Reading, read
-from acclint.probe.windows import RESIDUAL, bands, windows
+from acclint.probe.windows import RESIDUAL, bands, usual_size, windows
 from acclint.rules import all_rules
 
 CONFIRMED, REFUTED, INCONCLUSIVE = "confirmed", "refuted", "inconclusive"
@@ -191,7 +191,7 @@ def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str
     for owner in owners:
         record = measured.optimizers[owner]
         seen = windows(measured, owner)
-        size = max((window.size for window in seen), default=1)
+        size = usual_size(seen) or 1
         relative = {id(u): row for u, row in zip(record.updates, measured.relative(owner, size), strict=True)}
         updates = [[relative[id(w.update)].get(call, 0.0) for call in sorted({*w.stale, *w.fresh})] for w in seen]
         found.append({"owner": record.name, "line": record.line, "k": size, "updates": updates})

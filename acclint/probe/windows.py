@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from acclint.probe import Measurement, Term, Update
@@ -112,6 +113,11 @@ class Window:
     def is_factor(self, value: float, factor: float) -> bool:
         """Whether a number is this factor: within 2 %, with half types 10 %."""
         return abs(value - factor) <= _FACTORS.get(self.measured.precision, 0.1) * abs(factor)
+
+
+def usual_size(found: Sequence[Window]) -> int:
+    """How many micro-batches most windows hold: k as it was run. 0 without a window."""
+    return Counter(window.size for window in found).most_common(1)[0][0] if found else 0
 
 
 def windows(measured: Measurement, optimizer: int) -> list[Window]:

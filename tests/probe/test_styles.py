@@ -1,0 +1,263 @@
+"""Scripts in styles that the fixtures do not have, with long loaders; written after the readings that judge them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from acclint import lint
+from acclint.probe import Oracle
+from acclint.probe.watch import Request, judge, limits_of
+
+HEAD = """\
+import math
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+torch.manual_seed(1)
+"""
+DATA = """\
+N = 8000
+data = TensorDataset(torch.randn(N, 5), torch.randint(0, 3, (N,)))
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Sequential(nn.Linear(5, 16), nn.GELU(), nn.Linear(16, 3))
+"""
+
+# (name, codes that are confirmed, text)
+STYLES = [
+    (
+        "long_loader_right_with_schedule",
+        set(),
+        DATA.replace("8000", "8003")
+        + """
+opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+k, epochs = 5, 2
+sched = torch.optim.lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=epochs * math.ceil(len(loader) / k))
+for epoch in range(epochs):
+    for i, (x, y) in enumerate(loader):
+        left = len(loader) % k
+        size = left if left and i >= len(loader) - left else k
+        (F.cross_entropy(model(x), y) / size).backward()
+        if (i + 1) % k == 0 or i + 1 == len(loader):
+            opt.step(); sched.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "schedule_sized_by_the_data_set",
+        set(),
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+total = 1 * (len(data) // 4 // 4)
+sched = torch.optim.lr_scheduler.CosineAnnealingLR(opt, T_max=total)
+for i, (x, y) in enumerate(loader):
+    (F.cross_entropy(model(x), y) / 4).backward()
+    if i % 4 == 3:
+        opt.step(); sched.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "long_loader_not_divided",
+        {"ACC001"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+for epoch in range(100):
+    for i, (x, y) in enumerate(loader, 1):
+        F.cross_entropy(model(x), y).backward()
+        if not i % 6:
+            opt.step()
+            opt.zero_grad(set_to_none=False)
+""",
+    ),
+    (
+        "get_batch_right",
+        set(),
+        """
+def get_batch():
+    x = torch.randn(8, 5)
+    return x, x.sum(1)
+model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1))
+opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+it = 0
+x, y = get_batch()
+while True:
+    for micro in range(3):
+        loss = F.mse_loss(model(x).squeeze(1), y) / 3
+        x, y = get_batch()
+        loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    it += 1
+    if it > 500:
+        break
+""",
+    ),
+    (
+        "autocast_bfloat16_right",
+        set(),
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.05)
+scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=256.0)
+for i, (x, y) in enumerate(loader):
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.cross_entropy(model(x), y) / 4
+    scaler.scale(loss).backward()
+    if i % 4 == 3:
+        scaler.unscale_(opt)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        scaler.step(opt)
+        scaler.update()
+        opt.zero_grad()
+""",
+    ),
+    (
+        "adversarial_pair_right",
+        set(),
+        """
+G, D = nn.Linear(3, 5), nn.Sequential(nn.Linear(5, 8), nn.LeakyReLU(), nn.Linear(8, 1))
+og, od = torch.optim.Adam(G.parameters(), 1e-3), torch.optim.Adam(D.parameters(), 1e-3)
+bce = nn.BCEWithLogitsLoss()
+for step in range(12):
+    od.zero_grad()
+    for _ in range(2):
+        real, fake = torch.randn(4, 5), G(torch.randn(4, 3))
+        (bce(D(real), torch.ones(4, 1)) / 2).backward()
+        (bce(D(fake.detach()), torch.zeros(4, 1)) / 2).backward()
+    od.step()
+    og.zero_grad()
+    for _ in range(2):
+        (bce(D(G(torch.randn(4, 3))), torch.ones(4, 1)) / 2).backward()
+    og.step()
+""",
+    ),
+    (
+        "stream_right",
+        set(),
+        """
+class Stream(IterableDataset):
+    def __iter__(self):
+        while True:
+            x = torch.randn(5)
+            yield x, x.sum()
+model = nn.Linear(5, 1)
+opt = torch.optim.RMSprop(model.parameters(), lr=1e-3)
+pending = 0
+for x, y in DataLoader(Stream(), batch_size=2):
+    F.l1_loss(model(x).squeeze(1), y).div(8).backward()
+    pending += 1
+    if pending == 8:
+        opt.step(); opt.zero_grad(); pending = 0
+""",
+    ),
+    (
+        "lbfgs_closure_right",
+        set(),
+        """
+xs = [torch.randn(6, 3) for _ in range(4)]
+model = nn.Linear(3, 1)
+opt = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
+def closure():
+    opt.zero_grad()
+    total = 0.0
+    for x in xs:
+        loss = (model(x) - x.prod(1, keepdim=True)).square().mean() / len(xs)
+        loss.backward()
+        total += loss.item()
+    return total
+for _ in range(5):
+    opt.step(closure)
+""",
+    ),
+    (
+        "trainer_object_zeroes_too_soon",
+        {"ACC002"},
+        DATA
+        + """
+class Trainer:
+    def __init__(self, net, every):
+        self.net, self.every, self.n = net, every, 0
+        self.optim = torch.optim.SGD(net.parameters(), lr=0.1)
+    def micro(self, batch):
+        self.net.zero_grad()
+        x, y = batch
+        (F.cross_entropy(self.net(x), y) / self.every).backward()
+        self.n += 1
+        if self.n % self.every == 0:
+            self.optim.step()
+trainer = Trainer(model, 4)
+for epoch in range(3):
+    for batch in loader:
+        trainer.micro(batch)
+""",
+    ),
+    (
+        "losses_kept_for_the_log",
+        {"ACC005"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+history = []
+for i, (x, y) in enumerate(loader):
+    loss = F.cross_entropy(model(x), y) / 4
+    loss.backward()
+    history.append(loss)
+    if i % 4 == 3:
+        opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "conv_with_batch_norm_of_two",
+        {"ACC003"},
+        """
+net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2))
+images = DataLoader(TensorDataset(torch.randn(96, 1, 8, 8), torch.randint(0, 2, (96,))), batch_size=2, drop_last=True)
+opt = torch.optim.SGD(net.parameters(), lr=0.01)
+for epoch in range(2):
+    for i, (x, y) in enumerate(images):
+        (F.cross_entropy(net(x), y) / 8).backward()
+        if (i + 1) % 8 == 0:
+            opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "rest_leaks_into_the_next_epoch",
+        {"ACC007"},
+        DATA.replace("8000", "8003")
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+k = 4
+for epoch in range(9):
+    for i, (x, y) in enumerate(loader):
+        (F.cross_entropy(model(x), y) / k).backward()
+        if (i + 1) % k == 0:
+            opt.step(); opt.zero_grad()
+""",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[Oracle]:
+    with Oracle() as one:
+        yield one
+
+
+@pytest.mark.parametrize(("name", "codes", "text"), STYLES, ids=[name for name, _, _ in STYLES])
+def test_styles_are_judged_right(name: str, codes: set[str], text: str, oracle: Oracle, tmp_path: Path) -> None:
+    script = tmp_path / f"{name}.py"
+    script.write_text(HEAD + textwrap.dedent(text))
+    static = lint.check([str(script)])
+    measured = oracle.watch(script, limits_of(Request(str(script)), static))
+    assert measured.outcome in ("finished", "stopped"), (measured.error, measured.stderr)
+    assert measured.seconds < 20
+    found = judge(str(script), measured, [static])
+    assert {one.finding.code for one in found.judged if one.verdict == "confirmed"} == codes, found.judged
+    assert not codes & {one.finding.code for one in found.judged if one.verdict == "refuted"}
