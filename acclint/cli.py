@@ -309,8 +309,9 @@ def probe(script: str, args: tuple[str, ...], output_format: str, color: str, **
         click.echo(probed.render_json(watched))
     else:
         width = shutil.get_terminal_size((120, 24)).columns
-        render = probed.render_concise(watched) if output_format == "concise" else probed.render(watched, width)
-        parts = [render, *([] if options["quiet"] else [probed.summary(watched)])]
+        concise = output_format == "concise"
+        parts = [probed.render_concise(watched) if concise else probed.render(watched, width, options["quiet"])]
+        parts += [] if options["quiet"] else [probed.summary(watched)]
         click.echo("\n\n".join(part for part in parts if part), color=_colours(color))
     if watched.measured.outcome in ("crashed", "timeout"):
         _say(f"warning: {probed.ending(watched)}")

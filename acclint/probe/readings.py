@@ -169,13 +169,17 @@ def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:
         if (scheduler.horizon or steps) * 2 <= steps or flat:
             over = f"over after {scheduler.horizon}" if scheduler.horizon else f"at lr {lrs[-1]:.3g} in the first half"
             return Reading(True, f"{took} and is {over}", line)
-    if measured.outcome != "finished" or shortened(measured):
+    calls = sum(scheduler.optimizer in call.owners for call in measured.backwards)
+    # the epochs of a shortened run are as long as len(loader) says, but perhaps not as long as the script was told
+    known = length is not None and length in (steps, calls)
+    if measured.outcome != "finished" or (shortened(measured) and not known):
         return Reading(None, f"{took}, but the run was ended or shortened before its schedule could end", line)
     if steps < updates:  # per epoch
         return Reading(None, f"{took}: it counts something else than updates", line)
     if length is not None:
         if length * NEARLY > steps:
-            return Reading(True, f"{took} of {length}: at the end of training the lr is still {lrs[-1]:.3g}", line)
+            text = f"{scheduler.name} took {steps} of its {length} steps in {updates} updates"
+            return Reading(True, f"{text}: at the end of training the lr is still {lrs[-1]:.3g}", line)
         return Reading(False if length == steps else None, f"{took}, and its length is {length}", line)
     if scheduler.name == "LambdaLR" and lrs[-1] > 0.5 * max(lrs):  # a decay that does not come to its end
         return Reading(True, f"{took}: at the end of training the lr is still {lrs[-1]:.3g} of {max(lrs):.3g}", line)

@@ -22,10 +22,10 @@ _ORDER = ("confirmed", "refuted", "inconclusive", "not reached", "crashed")
 _REPORT = "acclint predicted otherwise: please report it with this script"
 
 
-def render(watched: Watched, width: int = 100) -> str:
-    """All findings of a watched run with their verdicts, then the matrix that was measured."""
+def render(watched: Watched, width: int = 100, quiet: bool = False) -> str:
+    """All findings of a watched run with their verdicts, then, unless `quiet`, the matrix that was measured."""
     parts = [_finding(one, watched, width) for one in watched.judged]
-    return "\n\n".join([*parts, *_matrix(watched, width)])
+    return "\n\n".join([*parts, *([] if quiet else _matrix(watched, width))])
 
 
 def render_concise(watched: Watched) -> str:
@@ -48,8 +48,7 @@ def summary(watched: Watched) -> str:
     first = f"{plural(len(watched.judged), 'finding')}: {verdicts}" if watched.judged else "No findings"
     updates = sum(len(optimizer.updates) for optimizer in measured.optimizers)
     seen = f"{plural(len(measured.backwards), 'backward call')}, {plural(updates, 'update')}"
-    ran = f"Ran {measured.seconds:.1f} s with torch {measured.torch}: {seen}"
-    return f"{first}. {ran}; {ending(watched)}."
+    return f"{first}. Measured {seen}; {ending(watched)}."
 
 
 def ending(watched: Watched) -> str:

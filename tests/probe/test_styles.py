@@ -76,6 +76,20 @@ for epoch in range(100):
 """,
     ),
     (
+        "schedule_sized_in_micro_batches",
+        {"ACC004"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+sched = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.0, total_iters=3 * len(loader))
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        (F.cross_entropy(model(x), y) / 4).backward()
+        if i % 4 == 3:
+            opt.step(); sched.step(); opt.zero_grad()
+""",
+    ),
+    (
         "get_batch_right",
         set(),
         """

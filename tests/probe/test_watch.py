@@ -211,7 +211,10 @@ def test_text(folder: Path) -> None:
     assert "train.py:17:9: error[ACC001]" in result.stdout
     assert "confirmed: the weights of 4 mean losses sum to 4.000 in an update" in result.stdout
     assert "SGD made at line 12, 4 micro-batches\n    1-6 | 4 4 4 4\n" in result.stdout
-    assert "1 finding: 1 confirmed." in result.stdout
+    assert "1 finding: 1 confirmed. Measured 24 backward calls, 6 updates; the script came to its end." in result.stdout
+    quiet = probe("train.py", "--quiet").stdout
+    assert "Measured" not in quiet
+    assert result.stdout.startswith(quiet.rstrip())
     assert [path.name for path in folder.iterdir()] == ["train.py"]
 
 
@@ -231,7 +234,7 @@ def test_right_code_has_exit_code_0(folder: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.startswith("Measured:")
     assert "1-6 | 1 1 1 1" in result.stdout
-    assert "No findings. Ran " in result.stdout
+    assert "No findings. Measured 24 backward calls, 6 updates" in result.stdout
 
 
 def test_arguments_and_other_files(folder: Path) -> None:
