@@ -357,3 +357,72 @@ def rules(output_format: str) -> None:
     names = max((len(rule.name) for rule in found), default=0)
     for rule in found:
         click.echo(f"{rule.code}  {rule.name:<{names}}  {rule.severity.value:<7}  {rule.summary}")
+
+
+@cli.command()
+@click.argument("target", required=False, metavar="[MODULE:FACTORY]")
+@click.option("--demo", is_flag=True, help="The founding experiments on synthetic data; takes about a minute.")
+@_list("--micro-batch-sizes", metavar="SIZES", text="Default: up to six divisors of the batch size.")
+@click.option(
+    "--normalize",
+    type=click.Choice(["auto", "mean", "samples", "none"]),
+    default="auto",
+    show_default=True,
+    help="What your training loop does to the loss: divide it by k, weigh it by samples, or nothing.",
+)
+@click.option("--plot", type=click.Path(), metavar="FILE.png", help="Draw the curves too (needs acclint[plot]).")
+@click.option("--output-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True)
+def equivalence(
+    target: str | None, demo: bool, plot: str | None, output_format: str, color: str, **options: Any
+) -> None:
+    """Is accumulation the same as the large batch for this model? (needs torch: acclint[probe])
+
+    FACTORY is a function that returns (model, loss_fn, batch), and perhaps a fourth: parameters -> optimizer.
+    loss_fn(model, batch) returns the loss. It is imported and called, so your code runs. Exit code 0: the same, 1: not
+    the same.
+    """
+    from acclint.report import equivalence as report
+    from acclint.report import plot as drawing
+
+    if demo == bool(target):
+        _fail("--demo needs no MODULE:FACTORY" if demo else "give MODULE:FACTORY, or --demo")
+    sizes = _positive_integers("--micro-batch-sizes", options["micro_batch_sizes"])
+    if plot:
+        drawing.check(plot)
+    try:
+        from acclint.probe.demo import run as run_demo
+        from acclint.probe.study import study
+    except ImportError as error:
+        raise Problem(f"acclint equivalence needs torch ({error}): pip install acclint[probe]") from None
+    width = shutil.get_terminal_size((120, 24)).columns
+    as_text = output_format == "text"
+    if target:
+        from acclint.probe.factory import load
+
+        studied = study(load(target), sizes, options["normalize"])
+        click.echo(
+            (report.render_study(studied, width) if as_text else report.render_json(studied)), color=_colours(color)
+        )
+        same = studied.equal
+        if plot:
+            drawing.plot_study(studied, plot)
+    else:
+        experiments = []
+        for experiment in run_demo():
+            experiments.append(experiment)
+            if as_text:
+                click.echo(report.render_experiment(experiment, width) + "\n", color=_colours(color))
+        click.echo(report.summary(experiments) if as_text else report.render_json(experiments))
+        same = not any(experiment.failures for experiment in experiments)
+        if plot:
+            drawing.plot_demo(experiments, plot)
+    if not same:
+        raise click.exceptions.Exit(EXIT_FINDINGS)
+
+
+def _positive_integers(option: str, texts: Sequence[str]) -> tuple[int, ...]:
+    wrong = next((text for text in texts if not text.isascii() or not text.isdigit() or int(text) < 1), None)
+    if wrong is not None:
+        _fail(f"{option}: {wrong!r} is not a positive integer")
+    return tuple(int(text) for text in texts)

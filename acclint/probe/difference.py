@@ -119,12 +119,12 @@ def explain_factor(factor: float, k: int) -> str:
 
 
 def number(value: float) -> str:
-    """At most four digits: 8, 0.25, 1.003, 2.4e-07."""
+    """Three or four digits: 8, 0.25, 1.003, 2.41e-07."""
     if not math.isfinite(value):
         return "?"
     if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        return f"{value:.1e}"
-    return f"{value:.4g}"
+        return f"{value:.2e}" if value else "0"
+    return f"{value:.4g}" if abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def listed(values: Sequence[float], limit: int = 8) -> str:

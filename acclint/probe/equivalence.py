@@ -645,3 +645,43 @@ def converted(batch: Any, dtype: torch.dtype | None) -> Any:
     if dtype is None:
         return batch
     return _mapped(batch, lambda v: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v)
+
+
+# --- several updates -------------------------------------------------------------------------------------------------
+
+
+class Trajectory:
+    """The weights of a model while it is trained on one batch again and again, as a whole or in parts."""
+
+    def __init__(
+        self, model: nn.Module, loss_fn: LossFunction, make_optimizer: Callable[[Any], Any], dtype: str
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.make_optimizer = make_optimizer
+        self.dtype = dtype_named(dtype)
+
+    def run(self, parts: Sequence[Any], weights: Sequence[float], updates: Sequence[int]) -> dict[int, Gradients]:
+        """The weights before the first update (0) and after each number of `updates`; the model stays as it was."""
+        model = self.model
+        with untouched(model), _eager():
+            _prepare(model, self.dtype)
+            torch.manual_seed(0)
+            optimizer = self.make_optimizer([p for p in model.parameters() if p.requires_grad])
+            parts = [converted(part, self.dtype) for part in parts]
+            found = {0: _values(model)}
+            for update in range(1, max(updates) + 1):
+                optimizer.zero_grad()
+                with _no_inner_dropout(model), _Deterministic(dropout=True, frozen=False):
+                    for part, weight in zip(parts, weights, strict=True):
+                        loss = self.loss_fn(model, part)
+                        _check_loss(loss)
+                        torch.autograd.backward(loss * weight)
+                optimizer.step()
+                if update in updates:
+                    found[update] = _values(model)
+        return found
+
+
+def _values(model: nn.Module) -> Gradients:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
