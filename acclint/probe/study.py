@@ -144,11 +144,12 @@ def _details(by_size: dict[int, Measured]) -> list[str]:
         key: object = m if isinstance(m, str) else m.causes
         text = m if isinstance(m, str) else m.message
         lines.setdefault(key, ([], text))[0].append(str(size))
-    return [
-        f"micro-batch size {sizes[0]}{f' (and {', '.join(sizes[1:])})' if sizes[1:] else ''}: {text}"
-        for key, (sizes, text) in lines.items()
-        if key != ("rounding",)
-    ]  # fmt: skip
+    details = []
+    for key, (sizes, text) in lines.items():
+        if key != ("rounding",):
+            others = f" (and {', '.join(sizes[1:])})" if sizes[1:] else ""
+            details.append(f"micro-batch size {sizes[0]}{others}: {text}")
+    return details
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ def run() -> Experiment:
         question="Is dividing by iter_size necessary, and which of the two forms is preferable?",
         answer="A mean loss must be divided. Calling backward each time gives the same gradient and keeps no graphs.",
         claims=(
-            Claim("there is no necessity to divide by iter_size", False, "only for sums; the gradient of a mean is 8 times too large"),
-            Claim("form 1 keeps the whole graph, form 2 frees it", True, "and the gradients are equal: form 2 costs nothing"),
+            Claim("there is no necessity to divide by iter_size", False, "only for sums; a mean is 8 times too large"),
+            Claim("form 1 keeps the whole graph, form 2 frees it", True, "and the gradients are equal"),
             Claim("loss_sum += loss is harmless", False,
                   "activations are freed, but the graph's nodes are kept until loss_sum goes"),
             Claim("low accuracy at micro-batch size 1 is a matter of gradient normalisation", False,
