@@ -6,6 +6,7 @@ run that never came to the place in question decide nothing. No rule of acclint 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -160,6 +161,9 @@ def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:
     length = scheduler.horizon or scheduler.sizes.get("T_0")
     line = scheduler.lines[-1]
     took = f"{scheduler.name} took {steps} steps in {updates} updates"
+    begun = Counter(event.ordinal for event in measured.events if event.kind == "loader_begin")
+    if scheduler.name == "ReduceLROnPlateau" and steps <= max(begun.values(), default=0):
+        return Reading(None if steps >= updates else False, f"{took}, once an epoch", line)
     if scheduler.name == "ReduceLROnPlateau":
         return Reading(
             steps >= updates, f"{took}: its patience counts " + ("them" if steps >= updates else "epochs"), line
@@ -256,6 +260,9 @@ def tail_left_over(measured: Measurement, optimizer: int, found: list[Window]) -
 
     lost = set(measured.lost(optimizer))
     gone = [call for call in lost if call + 1 in ends]
+    if gone and zeroed_within_window(measured, optimizer, found).shown:  # then only a window of another size tells
+        odd = [w for w in found if w.size != size and any(w.begin < end < w.end for end in ends)]
+        gone = gone if odd else []
     if gone:
         return Reading(True, f"the last micro-batches of an epoch ({len(lost)} in all) are in no update")
     wrong = [w for w in found if at_end(w) and w.means and w.explained and w.different]
@@ -355,8 +362,9 @@ def losses_without_backward(measured: Measurement, optimizer: int, found: list[W
     if min(idle, len(unused)) >= calls > 0:
         return Reading(True, f"{len(unused)} of {len(unused) + len(used)} losses were never sent backward")
     batches = sum(event.data.get("length") or 0 for event in measured.events if event.kind == "loader_begin")
-    if used and not unused and batches > calls:
-        return Reading(None, f"each of {len(used)} losses was sent backward, but there were {batches} batches")
+    if used and not unused and not 0 < batches <= calls:
+        known = f"there were {batches} batches" if batches else "how many batches there were is not known"
+        return Reading(None, f"each of {len(used)} losses was sent backward, but {known}")
     if used and not unused:
         return Reading(False, f"each of {len(used)} losses was sent backward")
     return Reading(None, f"{len(unused)} outputs of a model were not sent backward, {len(used)} were")
