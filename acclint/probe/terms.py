@@ -114,7 +114,7 @@ class Terms:
             if reduction == "sum":
                 factor = self._nearest_factor(probe)
                 if factor is not None:
-                    divisor = _own_divisor(1 / factor, divisors)
+                    divisor = own_divisor(1 / factor, divisors)
                     if divisor is not None:
                         reduction, weight = "mean", weight * divisor
                         elements = elements if elements and abs(elements - divisor) < 0.5 else round(divisor)
@@ -217,7 +217,7 @@ def _mask_sums(node: Any) -> list[float]:
     return [n for n in sums if n > 0]
 
 
-def _own_divisor(n: float, divisors: list[float]) -> float | None:
+def own_divisor(n: float, divisors: list[float]) -> float | None:
     """The divisor of `divisors` in n: n itself, or the first (all elements, else the batch) that n is a multiple of."""
     for divisor in divisors:
         if abs(n - divisor) <= 1e-5 * divisor:

@@ -23,10 +23,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from acclint.probe.difference import RESIDUAL, explain_factor, listed, number
 from acclint.probe.equivalence import EquivalenceError, Sampler
+from acclint.probe.state import untouched
 
 # How losses are told from what scales and adds them: the same reading as the ledger's.
-from acclint.probe.ledger import _describe, _glue_inputs, _own_divisor, _uniform
-from acclint.probe.state import untouched
+from acclint.probe.terms import describe, glue_inputs, own_divisor, uniform
 
 TOLERANCE = 0.02  # a factor is confirmed within 2 %
 _CLIPS = ("clip_grad_norm_", "clip_grad_value_")
@@ -407,16 +407,16 @@ class _Terms:
                 continue
             seen.add(node)
             self.hooks.append(node.register_prehook(functools.partial(self._see, node)))
-            below = _glue_inputs(node)
+            below = glue_inputs(node)
             if below is None:
-                self.found.append((node, path, _describe(node)))
+                self.found.append((node, path, describe(node)))
             else:
                 stack += [(n, (node, *path)) for n in below]
 
     def _see(self, node: Any, grads: tuple[Tensor | None, ...]) -> None:
         grad = next((g for g in grads if g is not None), None)
         if grad is not None:
-            self.weights[node] = _uniform(grad)
+            self.weights[node] = uniform(grad)
 
     def remove(self) -> None:
         for hook in self.hooks:
@@ -446,7 +446,7 @@ class _Terms:
                 return None
             factor = below / weight
             if factor and abs(abs(factor) - 1) > 1e-7:
-                return _own_divisor(1 / factor, divisors)
+                return own_divisor(1 / factor, divisors)
             below = weight
         return None
 
