@@ -70,9 +70,10 @@ def table(found: Table, width: int) -> str:
     if _width(grid) > width and _width(turned) < _width(grid):
         grid, failed = turned, {(c, r) for r, c in failed}
     sizes = [max(len(row[c]) for row in grid) for c in range(len(grid[0]))]
+    texts = [c == 0 or _is_text([row[c] for row in grid[1:]]) for c in range(len(grid[0]))]
     lines = [bold(_wrapped(found.title, width, ""))]
     for r, row in enumerate(grid):
-        cells = [_cell(text, sizes[c], c, (r, c) in failed, len(row)) for c, text in enumerate(row)]
+        cells = [_cell(text, sizes[c], texts[c], (r, c) in failed) for c, text in enumerate(row)]
         line = "  " + "  ".join(cells).rstrip()
         lines.append(bold(line) if r == 0 else line)
     if any(text.endswith(")") and " (" in text and text[:1] in "-0123456789" for row in grid for text in row):
@@ -82,9 +83,13 @@ def table(found: Table, width: int) -> str:
     return "\n".join(lines)
 
 
-def _cell(text: str, size: int, column: int, failed: bool, columns: int) -> str:
-    # names to the left, and so the last column where it is a text; numbers to the right
-    is_text = column == 0 or (column == columns - 1 and not text[:1].isdigit())
+def _is_text(column: list[str]) -> bool:
+    """Whether most cells are words: those go to the left, numbers to the right."""
+    filled = [text for text in column if text]
+    return 2 * sum(text[0] not in "-0123456789" for text in filled) > len(filled)
+
+
+def _cell(text: str, size: int, is_text: bool, failed: bool) -> str:
     padded = f"{text:<{size}}" if is_text else f"{text:>{size}}"
     return click.style(padded, fg="red", bold=True) if failed else padded
 
@@ -96,7 +101,7 @@ def _text(cell: Cell) -> str:
         return number(cell.measured)
     known = cell.reference.value
     same = f"{cell.measured:.1e}" == f"{known:.1e}" or (known == 0 and cell.holds)
-    return number(cell.measured) if same and cell.holds else f"{number(cell.measured)} ({known:.3g})"
+    return number(cell.measured) if same and cell.holds else f"{number(cell.measured)} ({number(known)})"
 
 
 def _width(grid: list[list[str]]) -> int:

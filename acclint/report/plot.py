@@ -74,18 +74,16 @@ def _draw(panels: Sequence[Callable[[Any], None]], title: str, path: str) -> Non
         raise Problem(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def _lines(axes: Any, curves: Sequence[Curve]) -> None:
+def _lines(axes: Any, curves: Sequence[Curve], overlap: bool = False) -> None:
     for i, curve in enumerate(curves):
         points = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if y is not None]
-        # later curves are drawn thinner and dashed, so that equal ones can be seen through them
-        style = {
+        style: dict[str, Any] = {
             "color": _COLOURS[i % len(_COLOURS)],
             "marker": _MARKERS[i % len(_MARKERS)],
-            "markersize": 9 - i,
-            "linewidth": max(4.5 - 1.2 * i, 1.5),
-            "linestyle": "--" if i else "-",
             "label": curve.name,
         }
+        if overlap:  # later curves thinner and dashed, so that equal ones are seen through them
+            style |= {"markersize": 11 - 2 * i, "linewidth": 5.5 - 1.3 * i, "linestyle": "--" if i else "-"}
         axes.plot([x for x, _ in points], [y for _, y in points], **style)
 
 
@@ -139,7 +137,7 @@ def _steps(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _memory(axes: Any, curves: Sequence[Curve]) -> None:
-    _lines(axes, curves)
+    _lines(axes, curves, overlap=True)
     axes.set_xticks([1, 2, 4, 8])
     axes.set_xlabel("micro-batches so far")
     axes.set_ylabel("activations kept (MB)")

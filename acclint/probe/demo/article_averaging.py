@@ -207,7 +207,7 @@ def _table_b(samples: int) -> Table:
     equal = (rounding(1.1e-15, 1e-13), rounding(6.3e-17, 1e-14), rounding(1.0e-14, 1e-11), exactly(1, 1e-9))
     configurations = (
         ("GroupNorm + LayerNorm, SGD", _OneStep(samples, "gn", _sgd(), double), equal),
-        ("SGD momentum 0.9, state kept over the 256", _OneStep(samples, "none", _sgd(0.9), double, keep_state=True),
+        ("SGD momentum 0.9, state kept", _OneStep(samples, "none", _sgd(0.9), double, keep_state=True),
          (about(4.755e-2, 4), about(2.589e-3, 4), about(8.42 * (kept - 1) / 8.648, 1.1),
           about(9.396 * kept / 9.648, 1.06))),
         ("Adam lr 0.001, fresh state each", _OneStep(samples, "none", adam, double),
