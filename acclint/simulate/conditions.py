@@ -62,7 +62,8 @@ class Conditions(Methods):
         kind = type(value)
         if kind is Num and not self.deciding:
             return bool(value.v)
-        if kind is Num and value.roots and isinstance(stmt, p.If) and not self.loops and type(stmt.body[-1]) is p.Raise:
+        checks = isinstance(stmt, p.If) and bool(stmt.body) and type(stmt.body[-1]) is p.Raise
+        if kind is Num and value.roots and checks and not self.loops:
             return desired()  # A check of settings: the numbers of this run are no reason to fail.
         if kind is Num:
             if guard is not None:
