@@ -166,6 +166,8 @@ class Iteration(Gradients):
         except StopIteration:
             if rest:
                 return rest[0]
+            if not stream.feeds and not numeric(stream.length):
+                return self.opaque("next(<empty>)", "<item>")  # `next(one for one in things if ...)`: it will be there
             raise PyRaise("StopIteration") from None
 
     def _limited(self, pull: Iterator[Value], limit: int, loop: Loop, endless: bool = False) -> Iterator[Value]:
