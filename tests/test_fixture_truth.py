@@ -27,10 +27,7 @@ EXEMPT = {
         "each loss is that of all samples of the window",
     ),
     "ACC001/good_undivided_penalty": ({"ACC006"}, "two losses of one call, weighed as the user chose"),
-    "ACC001/good_window_wide_contrastive_loss": (
-        {"ACC001", "ACC021"},
-        "each loss is that of all samples of the window",
-    ),
+    "ACC001/good_window_wide_contrastive_loss": ({"ACC001", "ACC021"}, "each loss is that of the whole window"),
     "ACC002/good_no_grad_pass_then_replay": ({"ACC001", "ACC021"}, "each loss is that of all samples of the window"),
     "ACC016/good_mean_over_views": ({"ACC031"}, "views of one batch look like micro-batches"),
     "ACC021/good_lr_holds_the_division": ({"ACC001", "ACC021"}, "the learning rate is divided instead of the loss"),

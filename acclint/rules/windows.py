@@ -312,7 +312,8 @@ Judge = Callable[[Run], list[Report]]
 def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
     """The reports that hold under both assignments of numbers.
 
-    A report that only a flipped condition brings is a step less sure, and names the condition.
+    A report that only a flipped condition brings names the condition and is medium at most, a step less sure where it
+    takes more for granted.
     """
     seen: set[Span] = set()
     for path in analysis.paths:
@@ -328,7 +329,10 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
             seen.add(span)
             level = weaker(report.confidence, again[span].confidence)
             if path.flipped:
-                level = ORDER[max(level.rank - 1, 0)]
+                # It is one more thing to assume: the first leaves the middle, another one does not.
+                level = (
+                    ORDER[max(level.rank - 1, 0)] if len(report.assumptions) > 1 else weaker(level, Confidence.MEDIUM)
+                )
                 place = path.first.conditions.get(path.flipped)
                 told = analysis.text(place.text_span) if place is not None else ""
                 note = (f"only where `{told or path.flipped}` is {'true' if place and place.value else 'false'}", None)
