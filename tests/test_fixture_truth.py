@@ -26,6 +26,7 @@ EXEMPT = {
         {"ACC001", "ACC021"},
         "each loss is that of all samples of the window",
     ),
+    "ACC001/good_several_models_of_a_batch": ({"ACC001", "ACC021"}, "several losses of one batch, summed by design"),
     "ACC001/good_undivided_penalty": ({"ACC006"}, "two losses of one call, weighed as the user chose"),
     "ACC001/good_window_wide_contrastive_loss": ({"ACC001", "ACC021"}, "each loss is that of the whole window"),
     "ACC002/good_no_grad_pass_then_replay": ({"ACC001", "ACC021"}, "each loss is that of all samples of the window"),

@@ -142,7 +142,9 @@ class Run:
         """Whether the check saw the same numbers and held them right: a learning rate that is divided instead, say."""
         if code == "ACC001":
             rows = [row for loop in loops for _, updates in loop.contributions for row in updates]
-            return any(_unscaled(row) for row in rows)
+            owners = range(len(self.measured.optimizers))
+            sizes = {window.size for owner in owners for window in windows(self.measured, owner)}
+            return any(_unscaled(row, size) for row in rows for size in sizes if size > 1)
         if code == "ACC003":
             judged_already = any(one.finding.code == code for one in judged)
             return judged_already or min(use.samples for use in self.measured.batch_norms) not in _TINY
@@ -198,10 +200,10 @@ def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str
     return found
 
 
-def _unscaled(row: Sequence[float]) -> bool:
-    """A predicted update of several whole mean losses: 4 4 4 4."""
+def _unscaled(row: Sequence[float], size: int) -> bool:
+    """Whether a predicted update sums `size` whole mean losses: 4 4 4 4, or the terms that each of them consists of."""
     used = [float(value) for value in row if value]
-    return len(used) > 1 and all(abs(value - len(used)) < 1e-6 for value in used)
+    return len(used) >= size and abs(sum(used) - size * size) < 1e-6
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:

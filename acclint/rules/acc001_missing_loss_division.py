@@ -190,10 +190,11 @@ def _of_the_whole_window(group: list[Backward]) -> bool:
     """Whether each loss is computed from the same several micro-batches (each with the graph of another one of them).
 
     Their gradients are parts of the gradient of one loss, which a sum puts together (a contrastive loss over cached
-    features, for instance).
+    features, for instance). The very same data time and again is no window either: several models of a batch.
     """
-    data = {frozenset(one for term, _ in backward.terms for one in term.data if one > 0) for backward in group}
-    return len(data) == 1 and len(next(iter(data))) > 1
+    all_data = {frozenset(one for term, _ in backward.terms for one in term.data) for backward in group}
+    data = {frozenset(one for one in found if one > 0) for found in all_data}
+    return len(data) == 1 and (len(next(iter(data))) > 1 or (len(all_data) == 1 and bool(next(iter(data)))))
 
 
 def _divided(view: View, weight: Any) -> bool:

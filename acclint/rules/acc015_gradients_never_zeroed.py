@@ -100,6 +100,8 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         stale = stale_windows(view)
         if len(stale) < 0.6 * (len(view.closed) - 1):
             continue
+        if _another_is_zeroed(view, analysis, run):
+            continue
         zeros = [event for window in view.windows for event in window.zeros]
         inner = [event for event in zeros if any(loop.span == _update_loop(view) for loop, _ in event.loops)]
         if inner:
@@ -110,6 +112,10 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         where = "never zeroed" if not zeros else "zeroed only outside the loop that steps"
         levels = [view.confidence]
         assumptions = view.notes()
+        elsewhere = _zeroed_elsewhere(view)
+        if elsewhere is not None:
+            levels.append(Confidence.LOW)
+            assumptions += (("what is zeroed here is taken for other parameters", elsewhere.span),)
         if view.handed_on is not None:
             levels.append(Confidence.LOW)
             assumptions += ((f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span),)
@@ -145,6 +151,26 @@ def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...
     divided = view.k == 1 and any(one.divisors for window in view.closed for one in view.backwards(window))
     unclear = bool(zeros) and (divided or update.loops[-1][0].kind in ("chunks", "list"))
     return tuple(Intent("unsafe" if unclear else "safe", told, way) for way in ways)
+
+
+def _zeroed_elsewhere(view: View) -> Event | None:
+    """A module that is zeroed in the loop of an optimizer whose parameters are not known: they may be the same."""
+    optimizer = view.lane.optimizer
+    if optimizer is None or optimizer.known or optimizer.parts is not None:
+        return None
+    inside_loop = [
+        event for event in view.run.of("zero") if any(loop.span == _update_loop(view) for loop, _ in event.loops)
+    ]
+    return next((event for event in inside_loop if event.data["optimizer"] is None), None)
+
+
+def _another_is_zeroed(view: View, analysis: Analysis, run: Run) -> bool:
+    """Whether an optimizer whose parameters are not known zeroes some of those that it may hold."""
+    optimizer = view.lane.optimizer
+    if optimizer is None or optimizer.known or optimizer.parts is not None:
+        return False
+    others = [one for one in views(analysis, run) if one.lane.optimizer is optimizer and one.lane is not view.lane]
+    return any(not stale_windows(one) for one in others)
 
 
 def _update_loop(view: View) -> Span | None:
