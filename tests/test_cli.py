@@ -168,7 +168,7 @@ def test_exit_1_with_findings(folder: Path) -> None:
         (["src/"], "did you mean `acclint check src/`?"),
         (["folder", "--select", "ACC001"], "did you mean `acclint check folder --select ACC001`?"),
         (["chek"], "did you mean check?"),
-        (["xyzzy"], "the commands are check, equivalence, explain, rules"),
+        (["xyzzy"], "the commands are check, equivalence, explain, probe, rules"),
     ],
 )
 def test_exit_2_for_what_cannot_be_done(folder: Path, arguments: list[str], says: str) -> None:

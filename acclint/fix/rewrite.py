@@ -71,7 +71,7 @@ class _Rewriter:
         if not isinstance(call, cst.Call):
             raise Refused("the backward pass is not written as a call")
         divisor = self.written(action.by, call)
-        if action.argument:
+        if action.argument or self.tree.code(call.func).endswith("Tensor.backward"):
             loss = _argument(call)
         elif isinstance(call.func, cst.Attribute):
             loss = call.func.value

@@ -152,7 +152,8 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
         entries = {event.loops[-1][0] for event in events}
         if not isinstance(k, int) or any(event.data["outcome"] for event in events) or len(counters) < 2:
             continue
-        if not all(loop.known_length and 1 < loop.turns < k for loop in entries) or len(entries) < 2:
+        countable = all(loop.known_length and loop.kind in ("loader", "list", "count") for loop in entries)
+        if not countable or not all(1 < loop.turns < k for loop in entries) or len(entries) < 2:
             continue
         if not steps_inside(events[0].data["stmt"]):
             continue

@@ -311,9 +311,10 @@ def _windows(owner: Owner) -> list[_Window]:
 
 
 def _counts_down(window: _Window) -> bool:
-    """Contributions like 4, 3, 2, 1: each look at `.grad` added what was already in it."""
-    count, last = len(window.shares), window.shares[-1] if window.shares else 0.0
-    return count > 1 and last > 0 and all(_close(share / last, count - i) for i, share in enumerate(window.shares))
+    """Contributions like 4, 3, 2, 1 (or 3, 2, 1, 0): each look at `.grad` added what was already in it."""
+    shares = window.shares[:-1] if window.shares and not window.shares[-1] else window.shares
+    count, last = len(shares), shares[-1] if shares else 0.0
+    return count > 1 and last > 0 and all(_close(share / last, count - i) for i, share in enumerate(shares))
 
 
 def _sizes(owner: Owner) -> list[int]:
