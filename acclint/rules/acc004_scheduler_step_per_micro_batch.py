@@ -145,7 +145,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
         per_update = not per_micro and len(outside) >= 0.9 * updates and _in_update_loop(view, outside)
     else:
         per_micro = len(inside) >= 0.9 * micro_batches
-        per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1
+        per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1 and _with_updates(view, inside)
     if not per_micro and not per_update:
         return None
     confidence = weaker(view.confidence, view.evidence)
@@ -249,6 +249,16 @@ def _resized(view: View, scheduler: Scheduler) -> tuple[Intent, ...]:
 def _in_update_loop(view: View, events: list[Event]) -> bool:
     update = view.update
     return update is not None and bool(events) and len(events[0].loops) == len(update.loops)
+
+
+def _with_updates(view: View, events: list[Event]) -> bool:
+    """Whether most of the events are in a turn that also updates."""
+    turns = {_turn(window.update) for window in view.closed if window.update is not None}
+    return sum(_turn(event) in turns for event in events) > 0.5 * len(events)
+
+
+def _turn(event: Event) -> tuple[tuple[int, int], ...]:
+    return tuple((loop.entry, turn) for loop, turn in event.loops)
 
 
 def _factor(loop: Loop) -> float:

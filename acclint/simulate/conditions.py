@@ -41,6 +41,14 @@ class Conditions(Methods):
             inner = test.operand
             flipped = None if want is None else not want
             return not self.decide(inner, frame, flipped, guard, lambda: not desired(), stmt)
+        if type(test) is p.IfElse and type(test.body) is p.Const and type(test.orelse) is p.Const:
+            # `True if done % k == 0 else False`
+            first, second = bool(test.body.value), bool(test.orelse.value)
+            if first and not second:
+                return self.decide(test.test, frame, want, guard, desired, stmt)
+            if second and not first:
+                flipped = None if want is None else not want
+                return not self.decide(test.test, frame, flipped, guard, lambda: not desired(), stmt)
         if type(test) is p.Bool:
             is_and = test.op == "and"
             for part in test.values:
