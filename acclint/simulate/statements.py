@@ -99,7 +99,7 @@ class Statements(Expressions):
         if guard.modulus is None and self.loops and not guard.unknown:
             self.threshold(stmt, guard)
         if guard.modulus is not None:
-            self.event("test", stmt.test.span, outcome=outcome, modulus=guard.modulus, counter=guard.counter, stmt=stmt)
+            self.tested(stmt, guard)
         self.guards.append(guard)
         signal = self.block(taken, frame)
         self.guards.pop()
@@ -107,6 +107,19 @@ class Statements(Expressions):
         if signal is None and other and ends_in_jump(other):
             self.guards.append(guard)
         return signal
+
+    def tested(self, stmt: p.If, guard: Guard) -> None:
+        """A window test was made. `steps` and `raises` say what waits for it: an update, a change of its counter."""
+        steps, raises = self.scanner.waits(stmt)
+        self.event(
+            "test",
+            stmt.test.span,
+            outcome=guard.outcome,
+            modulus=guard.modulus,
+            counter=guard.counter,
+            steps=steps,
+            raises=raises,
+        )
 
     def do_for(self, stmt: p.For, frame: Frame) -> str | None:
         iterable = self.eval(stmt.iterable, frame)
