@@ -269,15 +269,9 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     inner: list[tuple[Window, int]] = []
     before: int | None = None
     for window, size in zip(view.closed, view.sizes, strict=True):
-        entries = {
-            loop.entry
-            for number in window.seen
-            for loop, _ in view.run.backwards[number].event.loops
-            if loop.span == micro.span
-        }
-        entry = next(iter(entries)) if len(entries) == 1 else None
-        gated = window.update is not None and any(guard.span == gate.span for guard in window.update.guards)
-        if entry is not None and entry == before and gated and _boundary(window, gate):
+        assert window.update is not None
+        entry = next((loop.entry for loop, _ in window.update.loops if loop.span == micro.span), None)
+        if entry is not None and entry == before and window.seen and _boundary(window, gate):
             inner.append((window, size))
         before = entry
     wrong = [window for window, size in inner if size != k and not _weighs_one(view, window)]
@@ -317,7 +311,7 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     counter = numeric(gate.counter)
     if counter is not None and counter > view.k:
         return None  # A counter that starts somewhere: the windows are in phase with it from then on.
-    if sizes[0] > 1 and _weighs_one(view, first):
+    if sizes[0] > 1 and _weighs_one(view, first) and all(_weighs_one(view, window) for window in view.full):
         return None
     return _report(
         view,

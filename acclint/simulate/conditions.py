@@ -37,6 +37,7 @@ class Conditions(Methods):
         stmt: p.Stmt | None,
     ) -> bool:
         """The truth of a test. Unknown parts are chosen so that the whole becomes `want`, and remembered."""
+        test = bare(test)
         if type(test) is p.Unary and test.op == "not":
             inner = test.operand
             flipped = None if want is None else not want
@@ -187,7 +188,7 @@ class Conditions(Methods):
             return
         todo: list[p.Expr] = [stmt.test]
         while todo:
-            one = todo.pop(0)
+            one = bare(todo.pop(0))
             if isinstance(one, p.Unary) and one.op == "not":
                 todo.append(one.operand)
             elif isinstance(one, p.Bool):
@@ -216,6 +217,17 @@ class Conditions(Methods):
         if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
             return self.counts(expr.left) or self.counts(expr.right)
         return isinstance(expr, (p.Name, p.Attr)) and text(expr) in self.world.counters
+
+
+def bare(test: p.Expr) -> p.Expr:
+    """A test without `bool(...)` and `True if ... else False` around it."""
+    while True:
+        if isinstance(test, p.Call) and len(test.args) == 1 and text(test.func) in ("bool", "builtins.bool"):
+            test = test.args[0]
+        elif isinstance(test, p.IfElse) and (text(test.body), text(test.orelse)) == ("True", "False"):
+            test = test.test
+        else:
+            return test
 
 
 def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:

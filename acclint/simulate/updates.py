@@ -66,8 +66,15 @@ class Updates(Losses):
                 self.replaying -= 1
         if optimizer.gate is not None and not optimizer.gate.sync:
             return
+        hooks = list(optimizer.attrs.get("<hooks>", ()))
+        for when, hook in hooks:
+            if when == "pre":
+                self.invoke(hook, [optimizer, (), {}], {}, span)
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
+        for when, hook in hooks:
+            if when == "post":
+                self.invoke(hook, [optimizer, (), {}], {}, span)
 
     def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
         if scheduler.gate is not None and not scheduler.gate.sync:
@@ -201,6 +208,8 @@ class Updates(Losses):
             owner.attrs.pop("<groups>", None)
         elif name in ("train", "eval"):
             return None
+        elif name in ("register_step_pre_hook", "register_step_post_hook") and args and type(args[0]) is Closure:
+            owner.attrs.setdefault("<hooks>", []).append((name.split("_")[2], args[0]))
         elif name.startswith("register_"):
             self.event("hook", span)
         elif name == "clip_master_grads":
