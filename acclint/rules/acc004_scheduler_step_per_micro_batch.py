@@ -151,6 +151,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     notes = view.related()
     k = view.k_phrase()
     if any(event.data["metric"] for event in events) or scheduler.cadence == "metric":
+        if per_update and not _with_updates(view, inside or events):
+            return None  # As often as the updates, but at another place: at the end of each pass.
         how = "micro-batch" if per_micro else "update"
         return Report(
             events[0].span,
@@ -220,6 +222,12 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     return None
 
 
+def _with_updates(view: View, events: list[Event]) -> bool:
+    """Whether the scheduler is stepped in the turns of the loops that update."""
+    turns = {window.update.loops for window in view.closed if window.update is not None}
+    return sum(event.loops in turns for event in events) * 4 >= len(events) * 3
+
+
 def _in_update_loop(view: View, events: list[Event]) -> bool:
     update = view.update
     return update is not None and bool(events) and len(events[0].loops) == len(update.loops)
@@ -282,6 +290,8 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
     if not periodic:
         if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
             return "micro-batches"
+        if roots_of(length) and total < horizon <= total + epochs * (view.k - 1):
+            return "micro-batches"  # Rounded up, for a division that is not there.
         # Each epoch's rest may make an update of its own, or none.
         if epochs > 1 and abs(horizon - epochs) < 0.5 and "epoch" in view.texts.text(scheduler.span).lower():
             return "epochs"

@@ -102,6 +102,9 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 def _judge(run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
+    closed = [window for lane in run.lanes for window in lane.windows if window.update is not None]
+    if closed and not any(window.row for window in closed):
+        return []  # Nothing is stepped on at all: another mistake.
     written = {span for event in run.of("edit", "update") for span in event.data.get("added", ())}
     for event in run.of("hand added"):
         if event.span in found or not event.loops:

@@ -97,7 +97,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if len(view.closed) < 2 or view.micro is None:
             continue
         stale = stale_windows(view)
-        if len(stale) < 0.6 * (len(view.closed) - 1):
+        if len(stale) < 0.5 * (len(view.closed) - 1):
             continue
         zeros = [event for window in view.windows for event in window.zeros]
         inner = [event for event in zeros if any(loop.span == _update_loop(view) for loop, _ in event.loops)]

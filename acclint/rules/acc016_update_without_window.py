@@ -111,7 +111,7 @@ def _divided(view: View) -> Report | None:
     """Divided by the accumulation steps, but every micro-batch updates."""
     divisors = []
     tested = _tested_divisors(view)
-    if any(guard.modulus is not None for window in view.closed if window.update for guard in window.update.guards):
+    if not _always(view):
         return None
     for window in view.closed:
         for backward in view.backwards(window):
@@ -139,6 +139,13 @@ def _divided(view: View) -> Report | None:
     )
 
 
+def _always(view: View) -> bool:
+    """Whether no window test, or one that is true every time, decides about the update."""
+    guards = {guard.span for window in view.closed if window.update for guard in window.update.guards if guard.modulus}
+    tests = [event for event in view.run.of("test") if event.span in guards]
+    return not guards or (bool(tests) and len({event.data["outcome"] for event in tests}) == 1)
+
+
 def _tested_divisors(view: View) -> set[Span]:
     """The divisions by what a window test of the same loop takes as its modulus, whatever that is called."""
     micro = view.micro
@@ -161,7 +168,8 @@ def _thrown_away(view: View, backward: Backward) -> bool:
 def _repeated(view: View) -> Report | None:
     """Stepped every micro-batch, zeroed every k-th: an update repeats the window so far."""
     stale = stale_windows(view)
-    if len(stale) < 0.5 * (len(view.closed) - 1):
+    wiped = [window for window in view.closed if window.seen and not window.row]
+    if not stale or len(stale) + len(wiped) < 0.5 * (len(view.closed) - 1):
         return None
     zeros = [event for window in view.windows for event in window.zeros]
     update = view.update
@@ -171,7 +179,7 @@ def _repeated(view: View) -> Report | None:
         event
         for event in zeros
         if any(loop.span == update.loops[-1][0].span for loop, _ in event.loops)
-        and any(guard.modulus is not None for guard in event.guards)
+        and not {guard.span for guard in event.guards if not guard.unknown} <= {guard.span for guard in update.guards}
     ]
     if not gated:
         return None

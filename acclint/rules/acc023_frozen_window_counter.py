@@ -114,7 +114,9 @@ def _stands_still(events: list[Event]) -> bool:
         return False
     loop = events[-1].loops[-1][0]
     same = [event for event in events if any(one.span == loop.span for one, _ in event.loops)]
-    if len(same) < 2 * k:
+    around = {one for event in same for one, _ in event.loops if one.span == loop.span}
+    whole = len(same) > 2 * len(around) and all(one.ended and one.known_length and not one.cut for one in around)
+    if len(same) < 2 * k and not whole:
         return False
     tail = same if same[0].data["outcome"] == same[1].data["outcome"] else same[1:]
     counters = [event.data["counter"] for event in tail]

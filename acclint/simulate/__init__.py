@@ -182,6 +182,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
             if isinstance(stmt, (p.If, p.While)):
                 analysis.texts[stmt.test.span] = text(stmt.test)
             if isinstance(stmt, p.For):
+                world.counters |= _wrapping(stmt)
                 analysis.texts[stmt.span] = text(stmt.iterable)
                 analysis.texts[stmt.iterable.span] = text(stmt.iterable)
             if isinstance(stmt, p.Augment):
@@ -206,7 +207,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                 if kind is p.Binary:
                     analysis.texts[one.span] = text(one)
                     if one.op in ("/", "*"):  # type: ignore[attr-defined]
-                        analysis.divisors[one.span] = text(one.right)  # type: ignore[attr-defined]
+                        analysis.divisors[one.span] = _divisor(one.right)  # type: ignore[attr-defined]
                         if one.op == "/":  # type: ignore[attr-defined]
                             quotients.append((one.span, text(one.right)))  # type: ignore[attr-defined]
                         if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
@@ -243,12 +244,28 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
         analysis.divisors.setdefault(span, divisor)
 
 
+def _divisor(expr: p.Expr) -> str:
+    """What a product or quotient divides by: `k` in `loss / k` and in `loss * (1 / k)`."""
+    whole = isinstance(expr, p.Binary) and expr.op == "/" and text(expr.left) in ("1", "1.0")
+    return text(expr.right) if whole and isinstance(expr, p.Binary) else text(expr)
+
+
 # Calls that cut a batch into as many parts as their argument says.
 _CUTS = frozenset({"chunk", "tensor_split"})
 
 
 def _names_of(expr: p.Expr) -> set[str]:
     return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
+
+
+def _wrapping(stmt: p.For) -> set[str]:
+    """The targets of a loop that count from 0 to k - 1 again and again: `zip(cycle(range(k)), loader)`."""
+    if not (isinstance(stmt.iterable, p.Call) and isinstance(stmt.target, p.Sequence)):
+        return set()
+    pairs = zip(stmt.target.items, stmt.iterable.args, strict=False)
+    return {
+        text(one) for one, source in pairs if text(source).startswith("itertools.cycle(") and "range(" in text(source)
+    }
 
 
 def _loop_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:

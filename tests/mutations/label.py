@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from acclint.probe import Measurement
@@ -325,6 +326,12 @@ def _sizes(owner: Owner) -> list[int]:
     return [window.size for window in _windows(owner)]
 
 
+def _one_call(owner: Owner) -> bool:
+    """Whether there is at most one backward call before each update."""
+    positions = [0, *(step.position for step in owner.steps)]
+    return all(at - before <= 1 for before, at in pairwise(positions))
+
+
 def _on_each(owner: Owner) -> bool:
     """Whether every place that calls backward does so equally often between two updates."""
     begin = 0
@@ -375,6 +382,8 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     usual = k if sizes.count(k) * 2 >= len(sizes) else _usual(sizes)
     moved = [step.position for step in new.steps] != [step.position for step in old.steps]
 
+    steps_each = _one_call(new) and not _one_call(old)
+
     # In the order of the table in rules.md: what is in an update that should not be, then what lacks, then the scale.
     if clean and sum(_counts_down(window) for window in after) * 2 > len(after):
         codes = ("ACC014", "ACC015") if any(window.stale for window in after) else ("ACC014",)
@@ -383,7 +392,7 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     zeroed = sum(window.zeroed > 0 for window in after)
     shifted = ("ACC006",) if moved else ()
     if clean and stale:
-        if usual == 1 < k:
+        if (usual == 1 or steps_each) and k > 1:
             return Defect(("ACC015", "ACC016", *shifted), "every micro-batch steps, old ones again")
         fresh = sum(window.size > 0 for window in after)
         codes = ("ACC015", *(("ACC002",) if zeroed * 2 > fresh else ()), *shifted)
@@ -402,7 +411,7 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     if scale is None:
         return None
     used, there = (sum(call.size for call in owner.calls) for owner in (new, old))
-    if max(sizes) == 1 and used * 2 <= there:
+    if steps_each and used * 2 <= there:
         return Defect(("ACC030",), "backward on the boundary only")
     if usual == 1 < k:
         if all(_close(window.total, scale) for window in after) or (not mean and len(set(sizes)) == 1):
