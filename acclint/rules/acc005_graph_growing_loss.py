@@ -110,14 +110,10 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 
 def _judge(run: Run) -> list[Report]:
-    together: set[Term] = set()
-    for backward in run.backwards:
-        sites: dict[tuple[Span, ...], int] = {}
-        for term, _ in backward.terms:
-            sites[term.site] = sites.get(term.site, 0) + 1
-        together.update(term for term, _ in backward.terms if sites[term.site] > 1)
+    # What is kept for one backward call is ACC031's business.
+    together = [{term for term, _ in backward.terms} for backward in run.backwards if len(backward.terms) > 1]
     by_place: dict[Span, list[Event]] = {}
-    deferred = {event.span for event in run.of("keep") if any(term in together for term in event.data["terms"])}
+    deferred = {event.span for event in run.of("keep") if any(set(event.data["terms"]) <= one for one in together)}
     for event in run.of("keep"):
         if event.span not in deferred:
             by_place.setdefault(event.span, []).append(event)

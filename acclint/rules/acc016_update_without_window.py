@@ -101,7 +101,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         if view.k != 1 or len(view.closed) < 3 or set(view.sizes) != {1}:
             continue
-        report = _divided(view) or _repeated(view) or _clipped_only(view)
+        report = _divided(view) or _always_true(view) or _repeated(view) or _clipped_only(view)
         if report is not None:
             found.setdefault(report.span, report)
     return list(found.values())
@@ -111,7 +111,7 @@ def _divided(view: View) -> Report | None:
     """Divided by the accumulation steps, but every micro-batch updates."""
     divisors = []
     tested = _tested_divisors(view)
-    if not _always(view):
+    if any(guard.modulus is not None for window in view.closed if window.update for guard in window.update.guards):
         return None
     for window in view.closed:
         for backward in view.backwards(window):
@@ -139,11 +139,30 @@ def _divided(view: View) -> Report | None:
     )
 
 
-def _always(view: View) -> bool:
-    """Whether no window test, or one that is true every time, decides about the update."""
-    guards = {guard.span for window in view.closed if window.update for guard in window.update.guards if guard.modulus}
-    tests = [event for event in view.run.of("test") if event.span in guards]
-    return not guards or (bool(tests) and len({event.data["outcome"] for event in tests}) == 1)
+def _always_true(view: View) -> Report | None:
+    """There is a window test, but it comes out the same for every micro-batch, and each weighs as one of k."""
+    gate = view.gate
+    if gate is None or not isinstance(gate.modulus, int) or gate.modulus < 2 or not view.scale_known:
+        return None
+    tests = [event for event in view.run.of("test") if event.span == gate.span]
+    calls = [backward for window in view.closed for backward in view.backwards(window)]
+    weights = {abs(float(view.effective(window, one)[1])) for window in view.closed for one in view.backwards(window)}
+    if len({event.data["outcome"] for event in tests}) != 1 or any(
+        abs(one * gate.modulus - 1) > 1e-6 for one in weights
+    ):
+        return None
+    if any(_thrown_away(view, backward) for backward in calls) or view.update is None:
+        return None
+    return Report(
+        view.update.span,
+        f"the window test comes out the same after every micro-batch: {owner_phrase(view)} is stepped each time, "
+        f"though the loss is divided by {view.k_text or gate.modulus}",
+        Severity.ERROR,
+        weaker(view.confidence, Confidence.HIGH),
+        notes=(("the window test", gate.span),),
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
 
 
 def _tested_divisors(view: View) -> set[Span]:

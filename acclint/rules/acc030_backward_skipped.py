@@ -140,11 +140,12 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
     ):
         return None
     moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
-    divided = [
-        span
-        for value, is_k, span in backward.divisors
-        if view.texts.divisors.get(span) in moduli or (is_k and value == guard.modulus)
-    ]
+    names = {text.rpartition(".")[2] for text in moduli}
+    divided = []
+    for value, is_k, span in backward.divisors:
+        said = view.texts.divisors.get(span, "")
+        if said in moduli or (value == guard.modulus and (is_k or said.rpartition(".")[2] in names)):
+            divided.append(span)
     term, weight = view.effective(window, backward)
     if not divided or term is None or abs(abs(float(weight)) * guard.modulus - 1) > 1e-6:
         return None

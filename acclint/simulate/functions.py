@@ -726,6 +726,8 @@ def _islice(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
 
     made = Stream(pull(), None, inner.feeds, inner.loader)
     made.length = limit if inner.endless or inner.length is None else None
+    if inner.length is not None and not roots_of(limit) and not roots_of(inner.length):
+        made.length = min(count, numeric(inner.length))
     return made
 
 
