@@ -10,7 +10,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.straight import straight_calls
-from acclint.rules.windows import View, held, inside, owner_phrase, scale_severity, views, weaker
+from acclint.rules.windows import View, held, inside, own_data, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Backward, Run
 from acclint.simulate.values import numeric, roots_of
 
@@ -178,6 +178,10 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
                 continue
             if any(not one.known_scale for one in group) or any(event.data.get("unsure") for event in window.edits):
                 cleared.add(site)
+                continue
+            seen = {own_data(term) for one in group for term, _ in one.terms}
+            if len(seen) == 1 and len(next(iter(seen))) >= len(group):
+                cleared.add(site)  # Each call sees the data of the whole window (a replay): there is nothing to divide.
                 continue
             weights = [view.effective(window, one) for one in group]
             means = all(term is not None and term.reduction in ("mean", "unknown") for term, _ in weights)

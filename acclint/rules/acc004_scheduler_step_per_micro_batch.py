@@ -167,6 +167,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     unit = _unit(view, scheduler, micro_batches)
     if per_update and unit == "updates":
         return None
+    if unit == "epochs" and per_update and abs(float(numeric(_horizon(scheduler))) - updates) < 0.5:
+        return None  # One update an epoch.
     if unit == "epochs":
         how = "micro-batch" if per_micro else "update"
         return Report(

@@ -113,7 +113,14 @@ def _judge(run: Run) -> list[Report]:
     # What is kept for one backward call is ACC031's business.
     together = [{term for term, _ in backward.terms} for backward in run.backwards if len(backward.terms) > 1]
     by_place: dict[Span, list[Event]] = {}
-    deferred = {event.span for event in run.of("keep") if any(set(event.data["terms"]) <= one for one in together)}
+    growing, deferred = set[Span](), set[Span]()
+    for event in run.of("keep"):
+        terms = set(event.data["terms"])
+        if any(terms & one for one in together):
+            deferred.add(event.span)
+        if any(term.sent for term in terms) and not any(terms <= one for one in together):
+            growing.add(event.span)
+    deferred -= growing
     for event in run.of("keep"):
         if event.span not in deferred:
             by_place.setdefault(event.span, []).append(event)

@@ -181,7 +181,9 @@ def _tested_divisors(view: View) -> set[Span]:
 def _thrown_away(view: View, backward: Backward) -> bool:
     """Whether the loss was computed several times since the one before it that was used: another mistake (ACC030)."""
     term = backward.terms[0][0]
-    return bool(wasted_siblings(view.run, backward, term))
+    same = [one for one in view.run.terms if one.site == term.site]
+    unused = sum(not one.sent for one in same)
+    return bool(wasted_siblings(view.run, backward, term)) or unused * 2 >= len(same)
 
 
 def _repeated(view: View) -> Report | None:

@@ -9,7 +9,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.acc001_missing_loss_division import undivided_sites
 from acclint.rules.base import Report, Rule
-from acclint.rules.windows import held, owner_phrase, scale_severity, views, weaker
+from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Run
 
 if TYPE_CHECKING:
@@ -118,13 +118,20 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                     f"{owner_phrase(view)} was computed from the undivided loss and is {view.k}.00x too large "
                     f"(k = {view.k})",
                     scale_severity(view),
-                    weaker(view.confidence, view.evidence, Confidence.HIGH),
+                    weaker(view.confidence, _evidence(view, value)),
                     notes=(("backward runs here, on the undivided loss", run.backwards[number].span), *view.related()),
                     assumptions=view.notes(),
                     evidence=view.proof(),
                 ),
             )
     return list(found.values())
+
+
+def _evidence(view: View, divisor: object) -> Confidence:
+    """That the loss is divided by the number of backward calls of an update is evidence of its own."""
+    micro = view.micro
+    own = divisor == view.k and micro is not None and micro.kind != "call"
+    return Confidence.MEDIUM if own and view.evidence is Confidence.LOW else view.evidence
 
 
 RULE = Rule(

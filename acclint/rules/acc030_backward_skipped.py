@@ -10,7 +10,7 @@ from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import View, held, inside, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Guard, Loop, Run, Window
-from acclint.simulate.values import Term
+from acclint.simulate.values import Term, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -147,6 +147,9 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
         if said in moduli or (value == guard.modulus and (is_k or said.rpartition(".")[2] in names)):
             divided.append(span)
     term, weight = view.effective(window, backward)
+    optimizer = view.lane.optimizer
+    if optimizer is not None and optimizer.plain_sgd and roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
+        divided, weight = [optimizer.span], float(weight) / guard.modulus  # The rate is divided instead.
     if not divided or term is None or abs(abs(float(weight)) * guard.modulus - 1) > 1e-6:
         return None
     notes = (("the window test", guard.span), ("divided by the length of a window", divided[0]))

@@ -182,7 +182,6 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
             if isinstance(stmt, (p.If, p.While)):
                 analysis.texts[stmt.test.span] = text(stmt.test)
             if isinstance(stmt, p.For):
-                world.counters |= _wrapping(stmt)
                 analysis.texts[stmt.span] = text(stmt.iterable)
                 analysis.texts[stmt.iterable.span] = text(stmt.iterable)
             if isinstance(stmt, p.Augment):
@@ -223,6 +222,8 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                         world.zeroed_names.add(name)
                     if isinstance(func, p.Attr):
                         analysis.receivers[one.span] = text(func.value)
+                        if func.name == "append":
+                            world.filled.add(text(func.value))
                         if func.name in _CUTS and len(one.args) > 0:
                             sizes |= _names_of(one.args[0])
                         if func.name in ("div", "div_") and len(one.args) == 1:
@@ -256,16 +257,6 @@ _CUTS = frozenset({"chunk", "tensor_split"})
 
 def _names_of(expr: p.Expr) -> set[str]:
     return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
-
-
-def _wrapping(stmt: p.For) -> set[str]:
-    """The targets of a loop that count from 0 to k - 1 again and again: `zip(cycle(range(k)), loader)`."""
-    if not (isinstance(stmt.iterable, p.Call) and isinstance(stmt.target, p.Sequence)):
-        return set()
-    pairs = zip(stmt.target.items, stmt.iterable.args, strict=False)
-    return {
-        text(one) for one, source in pairs if text(source).startswith("itertools.cycle(") and "range(" in text(source)
-    }
 
 
 def _loop_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:

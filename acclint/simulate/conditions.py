@@ -206,7 +206,8 @@ class Conditions(Methods):
                 if isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1":
                     # A counter from 0 that is compared with k - 1.
                     limit, said = limit + 1, said.left
-                if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
+                counted = not isinstance(one.left, p.Call) and not isinstance(one.rights[0], p.Call)
+                if counted and not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
                     self.learn_k(limit, roots_of(bound), in_test=True)
                 guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
                 guard.roots |= roots_of(bound) | roots_of(counter)
@@ -216,6 +217,8 @@ class Conditions(Methods):
         """Whether an expression is a counter of the file, or one and a number."""
         if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
             return self.counts(expr.left) or self.counts(expr.right)
+        if isinstance(expr, p.Call) and text(expr.func) in ("len", "builtins.len") and len(expr.args) == 1:
+            return text(expr.args[0]) in self.world.filled
         return isinstance(expr, (p.Name, p.Attr)) and text(expr) in self.world.counters
 
 

@@ -140,6 +140,8 @@ class Updates(Losses):
                 values[count.name] = keywords[count.name]
             elif count.position is not None and count.position < len(args):
                 values[count.name] = args[count.position]
+        if "steps_per_epoch" in values and "epochs" in values:
+            values = {name: one if (n := self.as_number(one)) is None else n for name, one in values.items()}
         made.attrs["<counts>"] = values
         given = args[kind.optimizer_position] if len(args) > kind.optimizer_position else keywords.get("optimizer")
         if type(given) is Opaque and not given.graph:
