@@ -316,6 +316,8 @@ def _interval(view: View, test: Span) -> str:
 
 def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     """The first window is shorter than the others, which are all right."""
+    if len(sizes) == 1 == sizes[0] and isinstance(gate.modulus, int) and gate.modulus > 1:
+        return _first_only(view, gate)
     if view.k < 2 or len(sizes) < 2 or sizes[0] >= view.k or sizes[1] != view.k or gate.modulus != view.k:
         return None
     first = next(window for window in view.closed if window.seen)
@@ -329,6 +331,24 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         gate.span,
         f"the window test is already true after {sizes[0]} micro-batch{'es' if sizes[0] > 1 else ''}: the first update "
         f"of {owner_phrase(view)} sums {sizes[0]} of {view.k_phrase()} micro-batches and every later window is shifted",
+        Severity.WARNING,
+    )
+
+
+def _first_only(view: View, gate: Guard) -> Report | None:
+    """As `_shifted`, where the pass ends before the second update: the first micro-batch steps, the rest never does."""
+    rest = view.windows[-1]
+    window = view.closed[0]
+    weights = [view.effective(window, one)[1] for one in view.backwards(window)]
+    if numeric(gate.counter) != 0 or rest.update is not None or not rest.seen or not view.scale_known:
+        return None
+    if len(weights) != 1 or abs(abs(float(weights[0])) * float(gate.modulus or 0) - 1) > 1e-6:
+        return None
+    return _report(
+        view,
+        gate.span,
+        f"the window test is already true after 1 micro-batch: the only update of {owner_phrase(view)} sums 1 of "
+        f"{gate.modulus} micro-batches",
         Severity.WARNING,
     )
 

@@ -144,7 +144,8 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
     divided = []
     for value, is_k, span in backward.divisors:
         said = view.texts.divisors.get(span, "")
-        if said in moduli or (value == guard.modulus and (is_k or said.rpartition(".")[2] in names)):
+        alike = is_k or said.rpartition(".")[2] in names or (not moduli and not said.isdigit())
+        if said in moduli or (value == guard.modulus and alike):
             divided.append(span)
     term, weight = view.effective(window, backward)
     optimizer = view.lane.optimizer

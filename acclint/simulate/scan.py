@@ -27,7 +27,7 @@ class Scan:
     """Names in a piece of code: plain calls, calls on self, other attributes; and its jumps and loops."""
 
     __slots__ = (
-        "attrs", "calls", "grad", "grows", "jumps", "loops", "mod_step", "own", "raises", "returns", "torch", "writes",
+        "attrs", "calls", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "returns", "torch", "writes",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Scan:
         self.jumps = False
         self.returns = False
         self.raises = False
-        self.mod_step = False
+        self.gates: list[p.If] = []
         self.grad = False
         self.grows = False
         self.torch = False
@@ -90,9 +90,8 @@ class Scanner:
         kind = type(stmt)
         if kind is p.If:
             assert isinstance(stmt, p.If)
-            inside = self.scan(stmt.body)
-            if ("step" in inside.attrs or inside.jumps) and _has_remainder(stmt.test):
-                found.mod_step = True
+            if _has_remainder(stmt.test):
+                found.gates.append(stmt)
         elif kind in (p.For, p.While):
             found.loops.append(stmt)  # type: ignore[arg-type]
         elif kind in (p.Break, p.Continue):
@@ -128,7 +127,7 @@ class Scanner:
         found.calls |= inside.calls
         found.own |= inside.own
         found.attrs |= inside.attrs
-        found.mod_step |= inside.mod_step
+        found.gates += inside.gates
         found.grad |= inside.grad
         found.grows |= inside.grows
         found.torch |= inside.torch
@@ -234,6 +233,11 @@ class Scanner:
 
     def has_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         return not BACKWARD.isdisjoint(self.reach(body))
+
+    def gates_step(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether a test of a remainder in `body` decides about a step, or about a jump."""
+        gates = self.scan(body).gates
+        return any("step" in self.reach(gate.body) or self.scan(gate.body).jumps for gate in gates)
 
     def keeps(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a loop in `body` adds to something, and nothing in it trains."""

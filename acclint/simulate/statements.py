@@ -53,12 +53,32 @@ class Statements(Expressions):
 
     def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
         value = self.eval(stmt.value, frame)
+        if type(value) is Tensor and self.gradient_view(stmt, frame):
+            return
         if type(value) is Tensor or type(value) is Opaque:
             self.watch_division(stmt, value, frame)
         for target in stmt.targets:
             self.assign(target, value, frame)
             if type(value) is Tensor:
                 self.watch_growth(stmt.span, text(target), value)
+
+    def gradient_view(self, stmt: p.Assign, frame: Frame) -> bool:
+        """`p.grad = flat[i:j].view_as(p)`: the gradient is a part of another tensor, which zeroes it too."""
+        target, source = stmt.targets[0], stmt.value
+        if not (isinstance(target, p.Attr) and target.name == "grad"):
+            return False
+        while isinstance(source, (p.Call, p.Attr)) or (isinstance(source, p.Index) and source is not stmt.value):
+            inner = source.func if isinstance(source, p.Call) else source.value
+            if isinstance(source, p.Index):
+                break
+            source = inner
+        owner, whole = self.eval(target.value, frame), None
+        if isinstance(source, p.Index) and isinstance(source.value, p.Name):
+            whole = self.eval(source.value, frame)
+        if type(owner) is not Param or type(whole) is not Tensor or whole.graph:
+            return False
+        self.buffers.setdefault(id(whole), (whole, set()))[1].add(owner.owner)
+        return True
 
     def do_augment(self, stmt: p.Augment, frame: Frame) -> None:
         target = stmt.target
@@ -193,7 +213,7 @@ class Statements(Expressions):
         if not scanner.has_backward(stmt.body):
             return "quiet"
         if scanner.has_nested_backward(stmt.body):
-            return "micro" if scanner.scan(stmt.body).mod_step and not self._nested_steps(stmt.body) else "outer"
+            return "micro" if scanner.gates_step(stmt.body) and not self._nested_steps(stmt.body) else "outer"
         if "step" in scanner.reach(stmt.body):
             return "micro"
         return "window"
