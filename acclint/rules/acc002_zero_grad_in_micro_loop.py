@@ -144,7 +144,9 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
         if not kept:
             # Of several losses, one is lost whole, though each of its calls saw other data.
             data = {own_data(term) for one in numbers for term, _ in view.run.backwards[one].terms}
-            if len(lost) == len(numbers) <= len(data) and all(data) and _same_turn(event, window.update):
+            each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
+            whole = len(lost) == len(numbers) <= len(data) and all(data)
+            if whole and (each or _same_turn(event, window.update)):
                 yield event
             continue
         for number in lost:

@@ -204,6 +204,10 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
     if bounded and event.data["size"] < FEW:
         return None
+    outer = turning(group[0].loops, group[-1].loops) or loop
+    calls = sum(any(term in group for term, _ in backward.terms) for backward in run.backwards)
+    if outer.known_length and not outer.cut and 0 < calls < FEW:
+        return None  # Of few backward calls in all, whatever each was made from.
     sent = any(term.sent for term in group)
     if not sent and any(term.site == site and term.sent for term in run.terms):
         sent = True

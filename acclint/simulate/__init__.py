@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.entries import drive
@@ -208,9 +209,12 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                     if one.op in ("/", "*"):  # type: ignore[attr-defined]
                         analysis.divisors[one.span] = _divisor(one.right)  # type: ignore[attr-defined]
                         if one.op == "/":  # type: ignore[attr-defined]
+                            sizes |= _micro_batches_over(one, world)
                             quotients.append((one.span, text(one.right)))  # type: ignore[attr-defined]
                         if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
                             world.k_divisions.add(one.span)
+                    if one.op == "//":  # type: ignore[attr-defined]
+                        sizes |= _micro_batches_over(one, world)
                     if one.op == "%":  # type: ignore[attr-defined]
                         analysis.moduli[one.span] = text(one.right)  # type: ignore[attr-defined]
                 elif kind is p.Call:
@@ -257,6 +261,18 @@ _CUTS = frozenset({"chunk", "tensor_split"})
 
 def _names_of(expr: p.Expr) -> set[str]:
     return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
+
+
+def _micro_batches_over(expr: p.Expr, world: World) -> set[str]:
+    """What the length of a loader is divided by, to count updates: k, unless its name says something else."""
+    assert isinstance(expr, p.Binary)
+    length, divisor = expr.left, text(expr.right)
+    if not (isinstance(length, p.Call) and text(length.func) in ("len", "builtins.len") and len(length.args) == 1):
+        return set()
+    if not names.is_loader_name(text(length.args[0]).rpartition(".")[2]):
+        return set()
+    role = world.role_of(divisor, divisor.rpartition(".")[2])
+    return {divisor} if role == "" and isinstance(expr.right, (p.Name, p.Attr, p.Index)) else set()
 
 
 def _loop_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:

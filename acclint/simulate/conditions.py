@@ -184,7 +184,8 @@ class Conditions(Methods):
         jumps = ends_in_jump(stmt.body)
         if "%" in text(stmt.test):
             return  # The remainder is the window test, the comparison beside it is something else.
-        if "step" not in self.scanner.reach(stmt.body) and not (jumps and not self.scanner.has_events(stmt.body)):
+        steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
+        if not steps and not (jumps and not self.scanner.has_events(stmt.body)):
             return
         todo: list[p.Expr] = [stmt.test]
         while todo:

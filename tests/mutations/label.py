@@ -502,7 +502,7 @@ def _schedule_defects(mutant: Summary, original: Summary, broken: bool) -> list[
             used = new.steps / new.horizon
             if not 0.67 < used < 1.5:
                 codes = ("ACC004", "ACC023") if new.steps <= 1 else ("ACC004",)
-                defects.append(Defect(codes, what, sure=not broken and new.steps > 0))
+                defects.append(Defect(codes, what, sure=not broken and new.steps > 1))
         else:
             plateau = new.name == "ReduceLROnPlateau" and new.steps > 2 * old.steps
             defects.append(Defect(("ACC004",), what, sure=plateau and not broken))
