@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 DOCUMENTATION = """\
 ## What it does
 
-Finds loops that divide the loss by the accumulation steps but step and zero on every micro-batch, and loops that step
-on every micro-batch but zero only every k of them.
+Finds loops that divide the loss by the accumulation steps but step and zero on every micro-batch, also where a window
+test comes out the same every time, and loops that step on every micro-batch but zero only every k of them.
 
 ## Why is this bad?
 

@@ -110,11 +110,13 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             if not (named or value == view.k) or not any(term in terms for term in event.data["terms"]):
                 continue
             number = next(terms[term] for term in event.data["terms"] if term in terms)
+            several = len({view.run.backwards[one].site for window in view.full for one in window.seen}) > 1
+            part = "what this loss adds to the gradient of" if several else "the gradient that reaches"
             found.setdefault(
                 event.span,
                 Report(
                     event.span,
-                    f"the loss is divided by {view.k_phrase()} after backward: the gradient that reaches "
+                    f"the loss is divided by {view.k_phrase()} after backward: {part} "
                     f"{owner_phrase(view)} was computed from the undivided loss and is {view.k}.00x too large "
                     f"(k = {view.k})",
                     scale_severity(view),
