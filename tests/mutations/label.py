@@ -224,7 +224,7 @@ def label(mutant: Summary, original: Summary, rules: Collection[str]) -> Label:
     for new, old in zip(mutant.owners, original.owners, strict=True):
         if same(new, old):
             continue
-        defect = None if mutant.closure else _defect(new, old, mutant)
+        defect = None if mutant.closure else _defect(new, old, mutant, original)
         if defect is None:
             return Label(dropped="the numbers are undecidable")
         if mutant.clipped and defect.what.startswith("scale"):
@@ -377,7 +377,7 @@ def _close(value: float, other: float) -> bool:
     return math.isclose(value, other, rel_tol=0.02)
 
 
-def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
+def _defect(new: Owner, old: Owner, mutant: Summary, original: Summary) -> Defect | None:
     """How the contributions of a mutant are wrong: empty codes if they are not, None if that is undecidable."""
     before, after = _windows(old), _windows(new)
     k = _usual([window.size for window in before])
@@ -421,7 +421,7 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     if scale is None:
         return None
     used, there = (sum(call.size for call in owner.calls) for owner in (new, old))
-    if steps_each and used * 2 <= there:
+    if steps_each and used * 2 <= there and mutant.epochs == original.epochs:
         return Defect(("ACC030",), "backward on the boundary only")
     if usual == 1 < k:
         if all(_close(window.total, scale) for window in after) or (not mean and len(set(sizes)) == 1):
