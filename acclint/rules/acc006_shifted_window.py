@@ -278,7 +278,9 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     remainders = [_remainder(window, gate, k) for window, _ in inner]
     usual = max(remainders, key=remainders.count, default=None)
     inner = [one for one, remainder in zip(inner, remainders, strict=True) if remainder == usual]
-    wrong = [window for window, size in inner if size != k and not _weighs_one(view, window)]
+    wrong = [
+        window for window, size in inner if size not in (k, _modulus(window, gate)) and not _weighs_one(view, window)
+    ]
     if len(inner) < 2 or len(wrong) * 2 <= len(inner):
         return None
     sizes = ", ".join(str(size) for size in view.sizes[:8])
@@ -289,6 +291,12 @@ def _irregular(view: View, gate: Guard) -> Report | None:
         f"the updates of {owner_phrase(view)} sum {sizes} micro-batches",
         Severity.ERROR,
     )
+
+
+def _modulus(window: Window, gate: Guard) -> object:
+    """What k was when the window ended, where it changes."""
+    assert window.update is not None
+    return next((guard.modulus for guard in window.update.guards if guard.span == gate.span), None)
 
 
 def _remainder(window: Window, gate: Guard, k: int) -> object:

@@ -116,7 +116,8 @@ def _divided(view: View) -> Report | None:
     for window in view.closed:
         for backward in view.backwards(window):
             named = [one for one in backward.divisors if (one[1] or one[2] in tested) and float(one[0]) > 1]
-            if not named or not backward.known_scale or len(backward.terms) != 1:
+            known = backward.known_scale or (len(backward.divisors) == 1 and backward.divisors[0][2] in tested)
+            if not named or not known or len(backward.terms) != 1:
                 return None
             if _thrown_away(view, backward):
                 return None

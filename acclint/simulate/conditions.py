@@ -196,11 +196,10 @@ class Conditions(Methods):
                 todo += one.values
             elif isinstance(one, p.Compare) and len(one.ops) == 1 and one.span in self.compared:
                 left, right = self.compared[one.span]
-                if self.counts(one.left) == self.counts(one.rights[0]):
+                ours, theirs = (self.counts(side) or since(side, stmt) for side in (one.left, one.rights[0]))
+                if ours == theirs:
                     continue
-                counter, bound, said = (
-                    (left, right, one.rights[0]) if self.counts(one.left) else (right, left, one.left)
-                )
+                counter, bound, said = (left, right, one.rights[0]) if ours else (right, left, one.left)
                 limit = numeric(bound)
                 if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2 or numeric(counter) is None:
                     continue
@@ -221,6 +220,16 @@ class Conditions(Methods):
         if isinstance(expr, p.Call) and text(expr.func) in ("len", "builtins.len") and len(expr.args) == 1:
             return text(expr.args[0]) in self.world.filled
         return isinstance(expr, (p.Name, p.Attr)) and text(expr) in self.world.counters
+
+
+def since(expr: p.Expr, stmt: p.If) -> bool:
+    """Whether `i - last` is the distance from the last time that the test was true: its block sets `last = i`."""
+    if not (isinstance(expr, p.Binary) and expr.op == "-"):
+        return False
+    now, last = text(expr.left), text(expr.right)
+    return any(
+        isinstance(one, p.Assign) and text(one.value) == now and text(one.targets[0]) == last for one in stmt.body
+    )
 
 
 def bare(test: p.Expr) -> p.Expr:
