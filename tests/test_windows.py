@@ -163,6 +163,40 @@ def test_the_right_loop_is_silent(body: str) -> None:
     assert codes(body) == []
 
 
+@pytest.mark.parametrize(("k", "expected"), [("20", ["ACC007"]), ("args.steps_per_update", [])])
+def test_a_pass_is_shorter_than_a_window_only_where_both_are_known(k: str, expected: list[str]) -> None:
+    body = """\
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps_per_update", type=int, default=4)
+args = parser.parse_args()
+for i, (x, y) in enumerate(loader):
+    (nn.functional.mse_loss(net(x), y) / {k}).backward()
+    if (i + 1) % {k} == 0:
+        opt.step()
+        opt.zero_grad()
+"""
+    assert codes(body.format(k=k)) == expected
+
+
+def test_gradients_of_a_network_that_is_not_stepped_are_not_added_to_an_update() -> None:
+    body = """\
+nn.functional.mse_loss(net(torch.randn(4, 6)), torch.randn(4, 1)).backward()
+head, held = nn.Linear(6, 1), {}
+opt = torch.optim.SGD(head.parameters(), lr=0.1)
+for i, (x, y) in enumerate(loader):
+    (nn.functional.mse_loss(head(x), y) / K).backward()
+    for p in net.parameters():
+        held[p] = held.get(p, 0) + p.grad.clone()
+    if (i + 1) % K == 0:
+        for p in net.parameters():
+            p.grad = held[p]
+        opt.step()
+        opt.zero_grad()
+"""
+    assert codes(body) == []
+
+
 def test_a_plateau_once_a_pass_is_no_step_per_update() -> None:
     """Windows of five in passes of eight: as many updates as passes, but at other places."""
     body = """\

@@ -149,6 +149,8 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
         entries = {event.loops[-1][0] for event in events}
         if not isinstance(k, int) or any(event.data["outcome"] for event in events) or len(counters) < 2:
             continue
+        if not events[0].data["known"]:
+            continue  # The default of an argument is no window.
         if not all(loop.known_length and 1 < loop.turns < k for loop in entries):
             continue
         if len(entries) < 2 and any(loop.kind == "call" or not loop.ended for loop, _ in events[0].loops):

@@ -129,7 +129,11 @@ class Statements(Expressions):
         return signal
 
     def tested(self, stmt: p.If, guard: Guard) -> None:
-        """A window test was made. `steps` and `raises` say what waits for it: an update, a change of its counter."""
+        """A window test was made.
+
+        `steps` and `raises` say what waits for it: an update, a change of its counter; `known` says that the test holds
+        no unknown.
+        """
         steps, raises = self.scanner.waits(stmt)
         self.event(
             "test",
@@ -137,6 +141,7 @@ class Statements(Expressions):
             outcome=guard.outcome,
             modulus=guard.modulus,
             counter=guard.counter,
+            known=not guard.roots,
             steps=steps,
             raises=raises,
         )
