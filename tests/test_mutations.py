@@ -20,7 +20,7 @@ from tests.mutations.script import Script
 MUTANTS, SEED = 240, 20
 # The share of mutants that acclint judges otherwise than torch, nearly all of them damage that it misses. The target is
 # 0.01; benchmarks/mutations.md says where it falls short.
-MISSED = 0.06
+MISSED = 0.02
 BASE = Path(__file__).parent / "mutations"
 RULES = ["ACC001", "ACC002", "ACC004", "ACC005", "ACC006", "ACC007", "ACC014", "ACC015", "ACC016", "ACC021", "ACC023"]
 RULES += ["ACC030", "ACC031"]
@@ -111,6 +111,40 @@ def test_labels_come_from_numbers(plain: tuple[str, Summary], old: str, new: str
     assert found.agrees(codes)
     assert not found.agrees({"ACC003"} | codes)
     assert not found.agrees(())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "codes"),
+    [
+        # Windows of K + 1, whose rest stays for the next pass: which number is the wrong one is not in the numbers.
+        ("(i + 1) % K == 0", "(i + 1) % (K + 1) == 0", {"ACC006", "ACC026"}),
+        ("loss = loss / K", "loss = loss / K / K", {"ACC010", "ACC026"}),
+        # Every second micro-batch is divided.
+        ("        loss = loss / K", "        if i % 2: loss = loss / K", {"ACC026", "ACC027"}),
+    ],
+)
+def test_labels_leave_open_what_the_numbers_do(plain: tuple[str, Summary], old: str, new: str, codes: set[str]) -> None:
+    text, original = plain
+    assert old in text
+    found = label(Summary.of(measure(text.replace(old, new))), original, RULES)
+    assert found.kind == "open", found
+    assert found.agrees(()) and all(found.agrees({code}) for code in codes)
+    assert not found.agrees({"ACC015"})
+
+
+def test_a_mean_that_becomes_a_sum_is_another_loss_where_one_call_makes_the_update() -> None:
+    text = """\
+import torch
+net = torch.nn.Linear(4, 1)
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+for _ in range(4):
+    opt.zero_grad()
+    loss = sum(torch.nn.functional.mse_loss(net(torch.randn(2, 4)), torch.randn(2, 1)) for _ in range(3))
+    (loss / 3).backward()
+    opt.step()
+"""
+    original, summed = (Summary.of(measure(one)) for one in (text, text.replace("(loss / 3)", "loss")))
+    assert label(summed, original, RULES).kind == "open"
 
 
 def test_another_spelling_is_right(plain: tuple[str, Summary]) -> None:

@@ -9,7 +9,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
-from acclint.rules.windows import View, held, owner_phrase, turning, views, weaker
+from acclint.rules.windows import View, held, own_data, owner_phrase, turning, views, weaker
 from acclint.simulate.trace import Event, Run, Window
 
 if TYPE_CHECKING:
@@ -133,11 +133,20 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
             last = view.run.backwards[window.seen[-1]].event.number
             if all(number in window.lost for number in window.seen) and window.lost[window.seen[-1]].number > last:
                 same = window.update is not None and _same_turn(window.lost[window.seen[-1]], window.update)
-                if same:
+                each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in window.seen)
+                if same or each:
                     yield window.lost[window.seen[-1]]
             continue
         kept = [number for number in numbers if window.row.get(number)]
-        if len(numbers) < 2 or not kept:
+        if len(numbers) < 2:
+            continue
+        if not kept:
+            # Of several losses, one is lost whole, though each of its calls saw other data.
+            data = {own_data(term) for one in numbers for term, _ in view.run.backwards[one].terms}
+            each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
+            whole = len(lost) == len(numbers) <= len(data) and all(data)
+            if whole and (each or _same_turn(event, window.update)):
+                yield event
             continue
         for number in lost:
             event = window.lost[number]
@@ -150,10 +159,14 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
                 break
 
 
-def _same_turn(one: Event, update: Event) -> bool:
+def _same_turn(one: Event, update: Event | None) -> bool:
     """Whether the event is in the turn of the loops around the update, or in a loop inside it."""
-    return len(one.loops) >= len(update.loops) and all(
-        a is b and turn == other_turn for (a, turn), (b, other_turn) in zip(one.loops, update.loops, strict=False)
+    return (
+        update is not None
+        and len(one.loops) >= len(update.loops)
+        and all(
+            a is b and turn == other_turn for (a, turn), (b, other_turn) in zip(one.loops, update.loops, strict=False)
+        )
     )
 
 

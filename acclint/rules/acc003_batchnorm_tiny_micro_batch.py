@@ -178,8 +178,9 @@ def _known_size(run: Run, size: Any) -> int | None:
     if not roots:
         return int(number)
     if len(roots) == 1:
-        hint = run.hints.get(next(iter(roots)))
-        return int(hint) if isinstance(hint, int) else None
+        (root,) = roots
+        hint = run.hints.get(root)
+        return int(hint) if isinstance(hint, int) and run.numbers.get(root, number) == number else None
     return None
 
 

@@ -152,6 +152,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     notes = view.related()
     k = view.k_phrase()
     if any(event.data["metric"] for event in events) or scheduler.cadence == "metric":
+        if per_update and not _with_updates(view, inside or events):
+            return None  # As often as the updates, but at another place: at the end of each pass.
         how = "micro-batch" if per_micro else "update"
         return Report(
             events[0].span,
@@ -167,6 +169,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     unit = _unit(view, scheduler, micro_batches)
     if per_update and unit == "updates":
         return None
+    if unit == "epochs" and per_update and abs(float(numeric(_horizon(scheduler))) - updates) < 0.5:
+        return None  # One update an epoch.
     if unit == "epochs":
         how = "micro-batch" if per_micro else "update"
         return Report(
@@ -318,6 +322,8 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
     if not periodic:
         if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
             return "micro-batches"
+        if roots_of(length) and total < horizon <= total + epochs * (view.k - 1):
+            return "micro-batches"  # Rounded up, for a division that is not there.
         # Each epoch's rest may make an update of its own, or none.
         if epochs > 1 and abs(horizon - epochs) < 0.5 and "epoch" in view.texts.text(scheduler.span).lower():
             return "epochs"

@@ -115,14 +115,17 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 
 def _judge(run: Run) -> list[Report]:
-    together: set[Term] = set()
-    for backward in run.backwards:
-        sites: dict[tuple[Span, ...], int] = {}
-        for term, _ in backward.terms:
-            sites[term.site] = sites.get(term.site, 0) + 1
-        together.update(term for term, _ in backward.terms if sites[term.site] > 1)
+    # What is kept for one backward call is ACC031's business.
+    together = [{term for term, _ in backward.terms} for backward in run.backwards if len(backward.terms) > 1]
     by_place: dict[Span, list[Event]] = {}
-    deferred = {event.span for event in run.of("keep") if any(term in together for term in event.data["terms"])}
+    growing, deferred = set[Span](), set[Span]()
+    for event in run.of("keep"):
+        terms = set(event.data["terms"])
+        if any(terms & one for one in together):
+            deferred.add(event.span)
+        if any(term.sent for term in terms) and not any(terms <= one for one in together):
+            growing.add(event.span)
+    deferred -= growing
     for event in run.of("keep"):
         if event.span not in deferred:
             by_place.setdefault(event.span, []).append(event)
@@ -217,6 +220,10 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
     if bounded and event.data["size"] < FEW:
         return None
+    outer = turning(group[0].loops, group[-1].loops) or loop
+    calls = sum(any(term in group for term, _ in backward.terms) for backward in run.backwards)
+    if outer.known_length and not outer.cut and 0 < calls < FEW:
+        return None  # Of few backward calls in all, whatever each was made from.
     sent = any(term.sent for term in group)
     if not sent and any(term.site == site and term.sent for term in run.terms):
         sent = True

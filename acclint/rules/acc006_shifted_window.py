@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from acclint.findings import Severity
 from acclint.knowledge.names import is_accumulation_name, is_interval_name
 from acclint.program import Span
-from acclint.rules.acc007_leftover_micro_batches import steps_inside
 from acclint.rules.base import Action, Intent, Move, Negate, Report, Rule, Shift
 from acclint.rules.rewrites import divide, undivided
 from acclint.rules.windows import View, held, inside, owner_phrase, views
@@ -276,7 +275,7 @@ def _never_due(view: View, micro: Loop) -> Report | None:
     for event in view.run.of("test"):
         inside_loop = any(loop.span == micro.span for loop, _ in event.loops)
         word = _interval(view, event.span)
-        if word and inside_loop and steps_inside(event.data["stmt"]) and _divisors(view, view.windows):
+        if word and inside_loop and event.data["steps"] and _divisors(view, view.windows):
             return _report(
                 view,
                 event.span,
@@ -291,7 +290,7 @@ def _never_true(view: View, micro: Loop) -> Report | None:
     """A window test over a counter that is known all along and never meets it."""
     tests: dict[Span, list[Event]] = {}
     for event in view.run.of("test"):
-        if any(loop.span == micro.span for loop, _ in event.loops) and steps_inside(event.data["stmt"]):
+        if any(loop.span == micro.span for loop, _ in event.loops) and event.data["steps"]:
             tests.setdefault(event.span, []).append(event)
     for span, events in tests.items():
         k = events[0].data["modulus"]
@@ -328,19 +327,19 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     inner: list[tuple[Window, int]] = []
     before: int | None = None
     for window, size in zip(view.closed, view.sizes, strict=True):
-        entries = {
-            loop.entry
-            for number in window.seen
-            for loop, _ in view.run.backwards[number].event.loops
-            if loop.span == micro.span
-        }
-        entry = next(iter(entries)) if len(entries) == 1 else None
-        gated = window.update is not None and any(guard.span == gate.span for guard in window.update.guards)
-        if entry is not None and entry == before and gated and _boundary(window, gate):
+        assert window.update is not None
+        entry = next((loop.entry for loop, _ in window.update.loops if loop.span == micro.span), None)
+        if entry is not None and entry == before and window.seen and _boundary(window, gate):
             inner.append((window, size))
         before = entry
-    wrong = [window for window, size in inner if size != k and not _weighs_one(view, window)]
-    if len(inner) < 2 or len(wrong) < len(inner):
+    # The update at the end of a pass, by another part of the test, comes at another remainder.
+    remainders = [_remainder(window, gate, k) for window, _ in inner]
+    usual = max(remainders, key=remainders.count, default=None)
+    inner = [one for one, remainder in zip(inner, remainders, strict=True) if remainder == usual]
+    wrong = [
+        window for window, size in inner if size not in (k, _modulus(window, gate)) and not _weighs_one(view, window)
+    ]
+    if len(inner) < 2 or len(wrong) * 2 <= len(inner):
         return None
     sizes = ", ".join(str(size) for size in view.sizes[:8])
     return _report(
@@ -355,6 +354,19 @@ def _irregular(view: View, gate: Guard) -> Report | None:
             ),
         ),
     )
+
+
+def _modulus(window: Window, gate: Guard) -> object:
+    """What k was when the window ended, where it changes."""
+    assert window.update is not None
+    return next((guard.modulus for guard in window.update.guards if guard.span == gate.span), None)
+
+
+def _remainder(window: Window, gate: Guard, k: int) -> object:
+    """What the counter of the window test leaves when it is divided by k, at the update that ends a window."""
+    assert window.update is not None
+    counters = [numeric(guard.counter) for guard in window.update.guards if guard.span == gate.span]
+    return counters[-1] % k if counters and counters[-1] is not None else None
 
 
 def _boundary(window: Window, gate: Guard) -> bool:
@@ -375,13 +387,15 @@ def _interval(view: View, test: Span) -> str:
 
 def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     """The first window is shorter than the others, which are all right."""
+    if len(sizes) == 1 == sizes[0] and isinstance(gate.modulus, int) and gate.modulus > 1:
+        return _first_only(view, gate)
     if view.k < 2 or len(sizes) < 2 or sizes[0] >= view.k or sizes[1] != view.k or gate.modulus != view.k:
         return None
     first = next(window for window in view.closed if window.seen)
     counter = numeric(gate.counter)
     if counter is not None and counter > view.k:
         return None  # A counter that starts somewhere: the windows are in phase with it from then on.
-    if sizes[0] > 1 and _weighs_one(view, first):
+    if sizes[0] > 1 and _weighs_one(view, first) and all(_weighs_one(view, window) for window in view.full):
         return None
     return _report(
         view,
@@ -400,6 +414,24 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
                 *([(Negate(gate.span),)] if view.k == 2 else []),
             ),
         ),
+    )
+
+
+def _first_only(view: View, gate: Guard) -> Report | None:
+    """As `_shifted`, where the pass ends before the second update: the first micro-batch steps, the rest never does."""
+    rest = view.windows[-1]
+    window = view.closed[0]
+    weights = [view.effective(window, one)[1] for one in view.backwards(window)]
+    if numeric(gate.counter) != 0 or rest.update is not None or not rest.seen or not view.scale_known:
+        return None
+    if len(weights) != 1 or abs(abs(float(weights[0])) * float(gate.modulus or 0) - 1) > 1e-6:
+        return None
+    return _report(
+        view,
+        gate.span,
+        f"the window test is already true after 1 micro-batch: the only update of {owner_phrase(view)} sums 1 of "
+        f"{gate.modulus} micro-batches",
+        Severity.WARNING,
     )
 
 

@@ -102,7 +102,19 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 def _judge(run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
-    written = {span for event in run.of("edit", "update") for span in event.data.get("added", ())}
+    closed = [window for lane in run.lanes for window in lane.windows if window.update is not None]
+    if closed and not any(window.row for window in closed):
+        return []  # Nothing is stepped on at all: another mistake.
+    # An update that it reaches: not that of an optimizer that holds other parameters.
+    reached = {
+        event.span
+        for event in run.of("hand added")
+        for window in closed
+        if window.update is not None
+        and window.update.number > event.number
+        and not window.row.keys().isdisjoint(event.data["numbers"])
+    }
+    written = reached & {span for event in run.of("edit", "update") for span in event.data.get("added", ())}
     for event in run.of("hand added"):
         if event.span in found or not event.loops:
             continue

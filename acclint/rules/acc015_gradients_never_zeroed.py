@@ -98,7 +98,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if len(view.closed) < 2 or view.micro is None:
             continue
         stale = stale_windows(view)
-        if len(stale) < 0.6 * (len(view.closed) - 1):
+        if len(stale) < 0.5 * (len(view.closed) - 1):
             continue
         if _another_is_zeroed(view, analysis, run):
             continue

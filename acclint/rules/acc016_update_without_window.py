@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 DOCUMENTATION = """\
 ## What it does
 
-Finds loops that divide the loss by the accumulation steps but step and zero on every micro-batch, and loops that step
-on every micro-batch but zero only every k of them.
+Finds loops that divide the loss by the accumulation steps but step and zero on every micro-batch, also where a window
+test comes out the same every time, and loops that step on every micro-batch but zero only every k of them.
 
 ## Why is this bad?
 
@@ -101,7 +101,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         if view.k != 1 or len(view.closed) < 3 or set(view.sizes) != {1}:
             continue
-        report = _divided(view) or _repeated(view) or _clipped_only(view)
+        report = _divided(view) or _always_true(view) or _repeated(view) or _clipped_only(view)
         if report is not None:
             found.setdefault(report.span, report)
     return list(found.values())
@@ -116,7 +116,8 @@ def _divided(view: View) -> Report | None:
     for window in view.closed:
         for backward in view.backwards(window):
             named = [one for one in backward.divisors if (one[1] or one[2] in tested) and float(one[0]) > 1]
-            if not named or not backward.known_scale or len(backward.terms) != 1:
+            known = backward.known_scale or (len(backward.divisors) == 1 and backward.divisors[0][2] in tested)
+            if not named or not known or len(backward.terms) != 1:
                 return None
             if _thrown_away(view, backward):
                 return None
@@ -164,6 +165,32 @@ def _zeros_behind(view: View, update: Event) -> tuple[Action, ...]:
     return tuple(Move(span, behind=update.span) for span in zeros)
 
 
+def _always_true(view: View) -> Report | None:
+    """There is a window test, but it comes out the same for every micro-batch, and each weighs as one of k."""
+    gate = view.gate
+    if gate is None or not isinstance(gate.modulus, int) or gate.modulus < 2 or not view.scale_known:
+        return None
+    tests = [event for event in view.run.of("test") if event.span == gate.span]
+    calls = [backward for window in view.closed for backward in view.backwards(window)]
+    weights = {abs(float(view.effective(window, one)[1])) for window in view.closed for one in view.backwards(window)}
+    if len({event.data["outcome"] for event in tests}) != 1 or any(
+        abs(one * gate.modulus - 1) > 1e-6 for one in weights
+    ):
+        return None
+    if any(_thrown_away(view, backward) for backward in calls) or view.update is None:
+        return None
+    return Report(
+        view.update.span,
+        f"the window test comes out the same after every micro-batch: {owner_phrase(view)} is stepped each time, "
+        f"though the loss is divided by {view.k_text or gate.modulus}",
+        Severity.ERROR,
+        weaker(view.confidence, Confidence.HIGH),
+        notes=(("the window test", gate.span),),
+        assumptions=view.notes(),
+        evidence=view.proof(),
+    )
+
+
 def _tested_divisors(view: View) -> set[Span]:
     """The divisions by what a window test of the same loop takes as its modulus, whatever that is called."""
     micro = view.micro
@@ -180,13 +207,16 @@ def _tested_divisors(view: View) -> set[Span]:
 def _thrown_away(view: View, backward: Backward) -> bool:
     """Whether the loss was computed several times since the one before it that was used: another mistake (ACC030)."""
     term = backward.terms[0][0]
-    return bool(wasted_siblings(view.run, backward, term))
+    same = [one for one in view.run.terms if one.site == term.site]
+    unused = sum(not one.sent for one in same)
+    return bool(wasted_siblings(view.run, backward, term)) or unused * 2 >= len(same)
 
 
 def _repeated(view: View) -> Report | None:
     """Stepped every micro-batch, zeroed every k-th: an update repeats the window so far."""
     stale = stale_windows(view)
-    if len(stale) < 0.5 * (len(view.closed) - 1):
+    wiped = [window for window in view.closed if window.seen and not window.row]
+    if not stale or len(stale) + len(wiped) < 0.5 * (len(view.closed) - 1):
         return None
     zeros = [event for window in view.windows for event in window.zeros]
     update = view.update
@@ -196,7 +226,7 @@ def _repeated(view: View) -> Report | None:
         event
         for event in zeros
         if any(loop.span == update.loops[-1][0].span for loop, _ in event.loops)
-        and any(guard.modulus is not None for guard in event.guards)
+        and not {guard.span for guard in event.guards if not guard.unknown} <= {guard.span for guard in update.guards}
     ]
     if not gated:
         return None

@@ -111,15 +111,17 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             if not (named or value == view.k) or not any(term in terms for term in event.data["terms"]):
                 continue
             number = next(terms[term] for term in event.data["terms"] if term in terms)
+            several = len({view.run.backwards[one].site for window in view.full for one in window.seen}) > 1
+            part = "what this loss adds to the gradient of" if several else "the gradient that reaches"
             found.setdefault(
                 event.span,
                 Report(
                     event.span,
-                    f"the loss is divided by {view.k_phrase()} after backward: the gradient that reaches "
+                    f"the loss is divided by {view.k_phrase()} after backward: {part} "
                     f"{owner_phrase(view)} was computed from the undivided loss and is {view.k}.00x too large "
                     f"(k = {view.k})",
                     scale_severity(view),
-                    weaker(view.confidence, view.evidence, Confidence.HIGH),
+                    weaker(view.confidence, _evidence(view, value)),
                     notes=(("backward runs here, on the undivided loss", run.backwards[number].span), *view.related()),
                     assumptions=view.notes(),
                     intents=_intents(view, event.span, run.backwards[number]),
@@ -135,6 +137,13 @@ def _intents(view: View, division: Span, backward: Backward) -> tuple[Intent, ..
         ("divide in the backward call", divide([backward], view.k_place)),
     ]
     return tuple(Intent("safe", f"{told}: {smaller_gradient(view)}", actions) for told, actions in ways)
+
+
+def _evidence(view: View, divisor: object) -> Confidence:
+    """That the loss is divided by the number of backward calls of an update is evidence of its own."""
+    micro = view.micro
+    own = divisor == view.k and micro is not None and micro.kind != "call"
+    return Confidence.MEDIUM if own and view.evidence is Confidence.LOW else view.evidence
 
 
 RULE = Rule(

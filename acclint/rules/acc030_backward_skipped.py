@@ -10,7 +10,7 @@ from acclint.program import Span
 from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.windows import View, held, inside, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Guard, Loop, Run, Window
-from acclint.simulate.values import Term
+from acclint.simulate.values import Term, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -98,7 +98,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         for window in view.closed:
             for backward in view.backwards(window):
-                if backward.span in found or len(backward.terms) != 1:
+                if backward.span in found or not backward.terms:
                     continue
                 report = (
                     _under_window_test(view, window, backward)
@@ -117,11 +117,12 @@ def _under_window_test(view: View, window: Window, backward: Backward) -> Report
     if guard is None:
         return None
     term = backward.terms[0][0]
-    same = [one for one in view.run.terms if one.site == term.site]
-    sent = sum(1 for one in same if one.sent)
-    wasted = len(same) - sent
-    if wasted < sent or wasted < 3:
-        return None
+    for site in {one.site for one, _ in backward.terms}:
+        same = [one for one in view.run.terms if one.site == site]
+        sent = sum(1 for one in same if one.sent)
+        wasted = len(same) - sent
+        if wasted < sent or wasted < 3:
+            return None
     notes = (("the window test", guard.span), ("the loss is computed here every time", term.span))
     return _report(view, backward, term, f"1 of {round(len(same) / sent) if sent else guard.modulus}", notes)
 
@@ -130,11 +131,26 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
     """Forward, backward and update all wait for the window test, and the one loss is divided by the window's length."""
     assert window.update is not None
     guard = _window_guard(backward, {guard.span for guard in window.update.guards})
-    if guard is None or view.k != 1 or not backward.known_scale or not isinstance(guard.modulus, int):
+    if (
+        guard is None
+        or view.k != 1
+        or len(backward.terms) > 1
+        or not backward.known_scale
+        or not isinstance(guard.modulus, int)
+    ):
         return None
     moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
-    divided = [span for _, _, span in backward.divisors if view.texts.divisors.get(span) in moduli]
+    names = {text.rpartition(".")[2] for text in moduli}
+    divided = []
+    for value, is_k, span in backward.divisors:
+        said = view.texts.divisors.get(span, "")
+        alike = is_k or said.rpartition(".")[2] in names or (not moduli and not said.isdigit())
+        if said in moduli or (value == guard.modulus and alike):
+            divided.append(span)
     term, weight = view.effective(window, backward)
+    optimizer = view.lane.optimizer
+    if optimizer is not None and optimizer.plain_sgd and roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
+        divided, weight = [optimizer.span], float(weight) / guard.modulus  # The rate is divided instead.
     if not divided or term is None or abs(abs(float(weight)) * guard.modulus - 1) > 1e-6:
         return None
     notes = (("the window test", guard.span), ("divided by the length of a window", divided[0]))
@@ -144,6 +160,8 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
 def _behind_loop(view: View, backward: Backward) -> Report | None:
     """Backward stands behind the loop over the micro-batches, and gets the loss of the last one."""
     term = backward.terms[0][0]
+    if len(backward.terms) > 1:
+        return None
     wasted = wasted_siblings(view.run, backward, term)
     if not wasted:
         return None

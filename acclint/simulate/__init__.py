@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.knowledge.names import is_batch_size_name
 from acclint.program import Span
 from acclint.simulate import values as v
@@ -150,14 +151,12 @@ def _stretch(world: World, machine: Machine) -> None:
     run = machine.run
     tests: dict[Span, list[Event]] = {}
     for event in run.of("test"):
-        if event.loops and isinstance(event.data["stmt"], p.If):
+        if event.loops and event.data["steps"]:
             tests.setdefault(event.span, []).append(event)
     for events in tests.values():
         outer = [guard for guard in events[0].guards if guard.modulus is not None and guard.outcome]
         product = events[0].data["modulus"]
         if not outer or any(event.data["outcome"] for event in events) or not isinstance(product, int):
-            continue
-        if "step" not in machine.scanner.reach(events[0].data["stmt"].body):
             continue
         for guard in outer:
             product *= guard.modulus if isinstance(guard.modulus, int) else 1
@@ -216,12 +215,15 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                 if kind is p.Binary:
                     analysis.texts[one.span] = text(one)
                     if one.op in ("/", "*"):  # type: ignore[attr-defined]
-                        analysis.divisors[one.span] = text(one.right)  # type: ignore[attr-defined]
+                        analysis.divisors[one.span] = _divisor(one.right)  # type: ignore[attr-defined]
                         if one.op == "/":  # type: ignore[attr-defined]
                             analysis.divided[one.span] = one.right.span  # type: ignore[attr-defined]
+                            sizes |= _micro_batches_over(one, world)
                             quotients.append((one.span, text(one.right)))  # type: ignore[attr-defined]
                         if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
                             world.k_divisions.add(one.span)
+                    if one.op == "//":  # type: ignore[attr-defined]
+                        sizes |= _micro_batches_over(one, world)
                     if one.op == "%":  # type: ignore[attr-defined]
                         analysis.operands[one.span] = one.right.span  # type: ignore[attr-defined]
                         analysis.moduli[one.span] = text(one.right)  # type: ignore[attr-defined]
@@ -234,6 +236,8 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
                         world.zeroed_names.add(name)
                     if isinstance(func, p.Attr):
                         analysis.receivers[one.span] = text(func.value)
+                        if func.name == "append":
+                            world.filled.add(text(func.value))
                         if func.name in _CUTS and len(one.args) > 0:
                             sizes |= _names_of(one.args[0])
                         if func.name in ("div", "div_") and len(one.args) == 1:
@@ -267,12 +271,30 @@ def _note_updates(stmt: p.If, world: World) -> None:
             world.updating[key] = None
 
 
+def _divisor(expr: p.Expr) -> str:
+    """What a product or quotient divides by: `k` in `loss / k` and in `loss * (1 / k)`."""
+    whole = isinstance(expr, p.Binary) and expr.op == "/" and text(expr.left) in ("1", "1.0")
+    return text(expr.right) if whole and isinstance(expr, p.Binary) else text(expr)
+
+
 # Calls that cut a batch into as many parts as their argument says.
 _CUTS = frozenset({"chunk", "tensor_split"})
 
 
 def _names_of(expr: p.Expr) -> set[str]:
     return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
+
+
+def _micro_batches_over(expr: p.Expr, world: World) -> set[str]:
+    """What the length of a loader is divided by, to count updates: k, unless its name says something else."""
+    assert isinstance(expr, p.Binary)
+    length, divisor = expr.left, text(expr.right)
+    if not (isinstance(length, p.Call) and text(length.func) in ("len", "builtins.len") and len(length.args) == 1):
+        return set()
+    if not names.is_loader_name(text(length.args[0]).rpartition(".")[2]):
+        return set()
+    role = world.role_of(divisor, divisor.rpartition(".")[2])
+    return {divisor} if role == "" and isinstance(expr.right, (p.Name, p.Attr, p.Index)) else set()
 
 
 def _loop_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:

@@ -37,6 +37,7 @@ class Conditions(Methods):
         stmt: p.Stmt | None,
     ) -> bool:
         """The truth of a test. Unknown parts are chosen so that the whole becomes `want`, and remembered."""
+        test = bare(test)
         if type(test) is p.Unary and test.op == "not":
             inner = test.operand
             flipped = None if want is None else not want
@@ -211,29 +212,30 @@ class Conditions(Methods):
         jumps = ends_in_jump(stmt.body)
         if "%" in text(stmt.test):
             return  # The remainder is the window test, the comparison beside it is something else.
-        if "step" not in self.scanner.reach(stmt.body) and not (jumps and not self.scanner.has_events(stmt.body)):
+        steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
+        if not steps and not (jumps and not self.scanner.has_events(stmt.body)):
             return
         todo: list[p.Expr] = [stmt.test]
         while todo:
-            one = todo.pop(0)
+            one = bare(todo.pop(0))
             if isinstance(one, p.Unary) and one.op == "not":
                 todo.append(one.operand)
             elif isinstance(one, p.Bool):
                 todo += one.values
             elif isinstance(one, p.Compare) and len(one.ops) == 1 and one.span in self.compared:
                 left, right = self.compared[one.span]
-                if self.counts(one.left) == self.counts(one.rights[0]):
+                ours, theirs = (self.counts(side) or since(side, stmt) for side in (one.left, one.rights[0]))
+                if ours == theirs:
                     continue
-                counter, bound, said = (
-                    (left, right, one.rights[0]) if self.counts(one.left) else (right, left, one.left)
-                )
+                counter, bound, said = (left, right, one.rights[0]) if ours else (right, left, one.left)
                 limit = numeric(bound)
                 if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2 or numeric(counter) is None:
                     continue
                 if isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1":
                     # A counter from 0 that is compared with k - 1.
                     limit, said = limit + 1, said.left
-                if not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
+                counted = not isinstance(one.left, p.Call) and not isinstance(one.rights[0], p.Call)
+                if counted and not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
                     self.learn_k(limit, roots_of(bound), in_test=True)
                 guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
                 guard.bound_span = said.span
@@ -244,7 +246,30 @@ class Conditions(Methods):
         """Whether an expression is a counter of the file, or one and a number."""
         if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
             return self.counts(expr.left) or self.counts(expr.right)
+        if isinstance(expr, p.Call) and text(expr.func) in ("len", "builtins.len") and len(expr.args) == 1:
+            return text(expr.args[0]) in self.world.filled
         return isinstance(expr, (p.Name, p.Attr)) and text(expr) in self.world.counters
+
+
+def since(expr: p.Expr, stmt: p.If) -> bool:
+    """Whether `i - last` is the distance from the last time that the test was true: its block sets `last = i`."""
+    if not (isinstance(expr, p.Binary) and expr.op == "-"):
+        return False
+    now, last = text(expr.left), text(expr.right)
+    return any(
+        isinstance(one, p.Assign) and text(one.value) == now and text(one.targets[0]) == last for one in stmt.body
+    )
+
+
+def bare(test: p.Expr) -> p.Expr:
+    """A test without `bool(...)` and `True if ... else False` around it."""
+    while True:
+        if isinstance(test, p.Call) and len(test.args) == 1 and text(test.func) in ("bool", "builtins.bool"):
+            test = test.args[0]
+        elif isinstance(test, p.IfElse) and (text(test.body), text(test.orelse)) == ("True", "False"):
+            test = test.test
+        else:
+            return test
 
 
 def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:

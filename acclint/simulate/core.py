@@ -91,6 +91,7 @@ class Core:
         self.batches = 0
         self.inventions = 0
         self.deciding = True
+        self.buffers: dict[int, tuple[Tensor, set[v.Owner]]] = {}  # tensors that gradients are views of
         self.compared: dict[Span, tuple[Value, Value]] = {}
         self.globals = Frame(None)
         self.owners: dict[str, Owner] = {}

@@ -11,6 +11,7 @@ from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.values import (
+    NO_ROOTS,
     NOBODY,
     ClassValue,
     Closure,
@@ -731,18 +732,27 @@ def _islice(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
 
     made = Stream(pull(), None, inner.feeds, inner.loader)
     made.length = limit if inner.endless or inner.length is None else None
+    if inner.length is not None and not roots_of(limit) and not roots_of(inner.length):
+        made.length = min(count, numeric(inner.length))
     return made
 
 
 def _cycle(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     source = args[0] if args else []
+    stop = source.stop if type(source) is Range and numeric(source.start) == 0 and numeric(source.step) == 1 else None
+    period = numeric(stop)
 
     def pull() -> Any:
         for _ in range(64):
             empty = True
             for item in m.stream(source, span).pull if not isinstance(source, list) else list(source):
                 empty = False
-                yield item
+                # 0 to k - 1 again and again is a counter's remainder.
+                yield (
+                    item
+                    if period is None
+                    else Num(numeric(item), NO_ROOTS, span, (period, roots_of(stop), item, NOWHERE))
+                )
             if empty:
                 return
 

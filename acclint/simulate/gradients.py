@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+from acclint import program as p
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.trace import Event
 from acclint.simulate.updates import Updates
-from acclint.simulate.values import NOBODY, Opaque, Owners, Param, Tensor, Value, numeric, roots_of
+from acclint.simulate.values import NOBODY, Closure, Opaque, Owners, Param, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import word_set
 
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
 _KEEPS_GRAD = word_set("clone detach to cpu cuda float double half view flatten reshape data")
+
+
+PROBE = -1  # stands for a backward call, to see what a hook makes of its gradient
 
 
 class Gradients(Updates):
@@ -143,6 +147,8 @@ class Gradients(Updates):
             self.zero(owners, span, "zero_grad")
         if name == "requires_grad_" and not (args and args[0] is False):
             self.set_requires_grad(owner.owner, True)
+        if name == "register_hook" and args and type(args[0]) is Closure and self.hook_scales(owner, args[0], span):
+            return self.opaque("handle", "handle")
         if name == "register_hook" or name == "register_post_accumulate_grad_hook":
             self.event("hook", span)
         if name in ("size", "numel", "__len__", "dim"):
@@ -188,6 +194,17 @@ class Gradients(Updates):
         if name not in _KEEPS_GRAD:
             return self.opaque(f"grad.{name}()", "<norm>")
         return v.Grad(owner.owner, dict(owner.row), read=True)
+
+    def hook_scales(self, param: Param, hook: Closure, span: Span) -> bool:
+        """Whether a hook multiplies each gradient by a known number, which is noted."""
+        if not isinstance(hook.function.body[-1], p.Return) or len(hook.function.body) > 1:
+            return False
+        made = self.call_value(hook, [v.Grad(param.owner, {PROBE: 1})], span)
+        factor = made.row.get(PROBE) if type(made) is v.Grad else None
+        if factor is None or factor == 1:  # An unknown factor is taken for 1.
+            return False
+        self.ledger.factors[param.owner] = self.ledger.factors.get(param.owner, 1) * factor
+        return True
 
     def _ascends(self, args: list[Value], keywords: dict[str, Value]) -> bool:
         """Whether `p.add_(...)` goes along the gradient (an adversarial step, SAM), not against it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from acclint.simulate.trace import Event, Lane, Window
@@ -25,6 +26,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.rows: dict[Owner, dict[int, Number]] = {}
+        self.factors: dict[Owner, Number] = {}  # by which hooks multiply each gradient
         self.optimizers: list[Optimizer] = []
         self.lanes: dict[tuple[Optimizer | None, Owner], Lane] = {}
         self.used: set[int] = set()
@@ -77,7 +79,9 @@ class Ledger:
     def backward(self, number: int, owners: Owners) -> None:
         for owner in sorted(self._targets(owners), key=lambda one: one.number):
             row = self.rows.setdefault(owner, {})
-            row[number] = row.get(number, 0) + 1
+            row[number] = row.get(number, 0) + math.prod(
+                factor for hooked, factor in self.factors.items() if owner.within(hooked)
+            )
             for key in self._lanes_on(owner):
                 self._wait(key).seen.append(number)
             self._history.setdefault(owner, []).append(number)

@@ -26,6 +26,11 @@ class Methods(Unknown):
         kind = type(owner)
         span = expr.span
         if kind is Tensor:
+            held = self.buffers.get(id(owner))
+            if held is not None and name == "zero_":
+                self.zero(frozenset(held[1]), span, "zero_()")
+            elif held is not None and name in ("div_", "mul_") and args:
+                self.scale_gradient(frozenset(held[1]), args[0], "/" if name == "div_" else "*", span)
             return self.tensor_method(owner, name, args, keywords, span)
         if kind is v.Optimizer:
             return self.optimizer_method(owner, name, args, keywords, span)

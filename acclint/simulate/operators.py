@@ -109,6 +109,7 @@ class Operators(Tensors):
             return self.opaque(f"value:{span.row}:{span.column}", "<value>")
         if op == "%":
             made = self.derived(result, span, left, right)
+            b = int(b) if int(b) == b else b  # 4.0
             if type(made) is Num:
                 return Num(made.v, made.roots, made.born, (b, roots_of(right), left, span))
             return Num(result, NO_ROOTS, span, (b, roots_of(right), left, span))

@@ -20,11 +20,15 @@ _COMMON = word_set(
     "load save log run fit evaluate test validate compute close write format join split copy pop extend main"
 )
 
+_JUMPS = (p.Continue, p.Return)
+
 
 class Scan:
     """Names in a piece of code: plain calls, calls on self, other attributes; and its jumps and loops."""
 
-    __slots__ = ("attrs", "calls", "grad", "grows", "jumps", "loops", "mod_step", "own", "raises", "returns", "torch")
+    __slots__ = (
+        "attrs", "calls", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "returns", "torch", "writes",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.calls: set[str] = set()
@@ -34,10 +38,11 @@ class Scan:
         self.jumps = False
         self.returns = False
         self.raises = False
-        self.mod_step = False
+        self.gates: list[p.If] = []
         self.grad = False
         self.grows = False
         self.torch = False
+        self.writes: set[str] = set()
 
 
 class Scanner:
@@ -50,6 +55,8 @@ class Scanner:
         self._scans: dict[int, tuple[object, Scan]] = {}
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
         self._named: list[tuple[str, str]] = []
+        self._behind: dict[int, tuple[p.Stmt, ...]] = {}
+        self._waiting: dict[int, tuple[bool, bool]] = {}
         self._collect(program.body, None)
         for name, other in self._named:
             # `backward_pass = amp_backward_pass`
@@ -60,8 +67,10 @@ class Scanner:
                 self.functions[name] += [one for one in self.functions[other] if one not in self.functions[name]]
 
     def _collect(self, body: tuple[p.Stmt, ...], cls: p.Class | None) -> None:
-        for stmt in body:
+        for at, stmt in enumerate(body):
             kind = type(stmt)
+            if isinstance(stmt, p.If) and not stmt.orelse and stmt.body and isinstance(stmt.body[-1], _JUMPS):
+                self._behind[id(stmt)] = body[at + 1 :]
             if kind is p.Define:
                 assert isinstance(stmt, p.Define)
                 where = self.methods if cls is not None else self.functions
@@ -91,9 +100,8 @@ class Scanner:
         kind = type(stmt)
         if kind is p.If:
             assert isinstance(stmt, p.If)
-            inside = self.scan(stmt.body)
-            if ("step" in inside.attrs or inside.jumps) and _has_remainder(stmt.test):
-                found.mod_step = True
+            if _has_remainder(stmt.test):
+                found.gates.append(stmt)
         elif kind in (p.For, p.While):
             found.loops.append(stmt)  # type: ignore[arg-type]
         elif kind in (p.Break, p.Continue):
@@ -105,6 +113,7 @@ class Scanner:
         elif kind is p.Augment:
             assert isinstance(stmt, p.Augment)
             found.grows |= stmt.op == "+" and not isinstance(stmt.value, p.Const)
+            found.writes.add(text(stmt.target))
         elif kind is p.Assign:
             assert isinstance(stmt, p.Assign)
             if isinstance(stmt.value, p.Binary):
@@ -112,6 +121,8 @@ class Scanner:
             found.grows |= isinstance(stmt.targets[0], p.Index)
             if isinstance(stmt.value, p.Name):
                 found.calls.add(stmt.value.id)  # a function under another name is there to be called
+            for target in stmt.targets:
+                found.writes |= {text(one) for one in (target.items if isinstance(target, p.Sequence) else (target,))}
         elif kind is p.Class:
             assert isinstance(stmt, p.Class)
             found.torch |= self.scan(stmt.body).torch
@@ -128,10 +139,11 @@ class Scanner:
         found.calls |= inside.calls
         found.own |= inside.own
         found.attrs |= inside.attrs
-        found.mod_step |= inside.mod_step
+        found.gates += inside.gates
         found.grad |= inside.grad
         found.grows |= inside.grows
         found.torch |= inside.torch
+        found.writes |= inside.writes
         if jumps:
             found.loops += inside.loops
             found.jumps |= inside.jumps
@@ -206,8 +218,38 @@ class Scanner:
         self._reach[id(body)] = (body, result)
         return result
 
+    def waits(self, stmt: p.If) -> tuple[bool, bool]:
+        """Whether a step, and whether an assignment to a variable of the test, waits for the test.
+
+        In one of its blocks or behind the jump that it guards, and in the functions and methods of the file that are
+        called from there.
+        """
+        kept = self._waiting.get(id(stmt))
+        if kept is None:
+            behind = self._behind.get(id(stmt))
+            blocks = (stmt.body, stmt.orelse) if behind is None else (behind,)
+            read, writes = _variables(stmt.test), set[str]()
+            todo, seen = list(blocks), set[int]()
+            while todo:
+                part = todo.pop()
+                if id(part) in seen:
+                    continue
+                seen.add(id(part))
+                found = self.scan(part)
+                writes |= found.writes
+                todo += [one.body for name in found.calls for one in self.functions.get(name, ())]
+                todo += [one.body for name in found.own for one in self.methods.get(name, ())]
+            steps = any("step" in self.reach(block) for block in blocks)
+            kept = self._waiting[id(stmt)] = (steps, not read.isdisjoint(writes))
+        return kept
+
     def has_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         return not BACKWARD.isdisjoint(self.reach(body))
+
+    def gates_step(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether a test of a remainder in `body` decides about a step, or about a jump."""
+        gates = self.scan(body).gates
+        return any("step" in self.reach(gate.body) or self.scan(gate.body).jumps for gate in gates)
 
     def keeps(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a loop in `body` adds to something, and nothing in it trains."""
@@ -245,6 +287,19 @@ class Scanner:
             for name in found.own | (found.attrs - _COMMON):
                 todo += [function.body for function in self.methods.get(name, ())]
         return False
+
+
+def _variables(test: p.Expr) -> set[str]:
+    """The variables that a test reads."""
+    found: set[str] = set()
+    todo = [test]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, (p.Name, p.Attr, p.Index)):
+            found.add(text(one))
+        if not isinstance(one, p.Attr):
+            todo += children(one)
+    return found
 
 
 def _has_remainder(expr: p.Expr) -> bool:

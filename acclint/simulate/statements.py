@@ -55,12 +55,32 @@ class Statements(Expressions):
 
     def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
         value = self.eval(stmt.value, frame)
+        if type(value) is Tensor and self.gradient_view(stmt, frame):
+            return
         if type(value) is Tensor or type(value) is Opaque:
             self.watch_division(stmt, value, frame)
         for target in stmt.targets:
             self.assign(target, value, frame)
             if type(value) is Tensor:
                 self.watch_growth(stmt.span, text(target), value)
+
+    def gradient_view(self, stmt: p.Assign, frame: Frame) -> bool:
+        """`p.grad = flat[i:j].view_as(p)`: the gradient is a part of another tensor, which zeroes it too."""
+        target, source = stmt.targets[0], stmt.value
+        if not (isinstance(target, p.Attr) and target.name == "grad"):
+            return False
+        while isinstance(source, (p.Call, p.Attr)) or (isinstance(source, p.Index) and source is not stmt.value):
+            inner = source.func if isinstance(source, p.Call) else source.value
+            if isinstance(source, p.Index):
+                break
+            source = inner
+        owner, whole = self.eval(target.value, frame), None
+        if isinstance(source, p.Index) and isinstance(source.value, p.Name):
+            whole = self.eval(source.value, frame)
+        if type(owner) is not Param or type(whole) is not Tensor or whole.graph:
+            return False
+        self.buffers.setdefault(id(whole), (whole, set()))[1].add(owner.owner)
+        return True
 
     def do_augment(self, stmt: p.Augment, frame: Frame) -> None:
         target = stmt.target
@@ -101,7 +121,7 @@ class Statements(Expressions):
         if guard.modulus is None and self.loops and not guard.unknown:
             self.threshold(stmt, guard)
         if guard.modulus is not None:
-            self.event("test", stmt.test.span, outcome=outcome, modulus=guard.modulus, counter=guard.counter, stmt=stmt)
+            self.tested(stmt, guard)
         self.guards.append(guard)
         signal = self.block(taken, frame)
         self.guards.pop()
@@ -109,6 +129,24 @@ class Statements(Expressions):
         if signal is None and other and ends_in_jump(other):
             self.guards.append(guard)
         return signal
+
+    def tested(self, stmt: p.If, guard: Guard) -> None:
+        """A window test was made.
+
+        `steps` and `raises` say what waits for it: an update, a change of its counter; `known` says that the test holds
+        no unknown.
+        """
+        steps, raises = self.scanner.waits(stmt)
+        self.event(
+            "test",
+            stmt.test.span,
+            outcome=guard.outcome,
+            modulus=guard.modulus,
+            counter=guard.counter,
+            known=not guard.roots,
+            steps=steps,
+            raises=raises,
+        )
 
     def do_for(self, stmt: p.For, frame: Frame) -> str | None:
         iterable = self.eval(stmt.iterable, frame)
@@ -182,12 +220,10 @@ class Statements(Expressions):
         if not scanner.has_backward(stmt.body):
             return "quiet"
         if scanner.has_nested_backward(stmt.body):
-            if not scanner.scan(stmt.body).mod_step:
-                return "outer"
             if scanner.accumulates(stmt.body):
                 self.detours |= {loop.span for loop in scanner.scan(stmt.body).loops}
                 return "micro"
-            return "outer" if self._nested_steps(stmt.body) else "micro"
+            return "micro" if scanner.gates_step(stmt.body) and not self._nested_steps(stmt.body) else "outer"
         if "step" in scanner.reach(stmt.body):
             return "micro"
         return "window"

@@ -8,7 +8,7 @@ from typing import Any
 
 from acclint.program import Span
 from acclint.simulate.attributes import Attributes
-from acclint.simulate.values import NOBODY, Opaque, Param, Tensor, Value, numeric, roots_of
+from acclint.simulate.values import NOBODY, Num, Opaque, Param, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import NO_GRADIENT, RESHAPES, SAME, WITH_INDICES
 
 _IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*"}
@@ -135,6 +135,9 @@ class Tensors(Attributes):
         part = whole if axis != 0 else None
         if size is not None:
             part = count_value if name == "split" and count_value else math.ceil(Fraction(size) / count)
+        rest = size - (count - 1) * math.ceil(part) if size is not None and part is not None else None
+        if part is not None and axis == 0:
+            part = Num(part, roots_of(amount), span) if roots_of(amount) else part
         made: list[Value] = []
         for i in range(count):
             batch = self.batch_of(value)
@@ -144,8 +147,7 @@ class Tensors(Attributes):
                 self.note_part(self.batches, value, i, i + 1, count)
                 batch = batch | {self.batches}
             if type(value) is Tensor:
-                last = size - (count - 1) * math.ceil(part) if size is not None and part is not None else None
-                each = part if i + 1 < count or last is None else last
+                each = part if i + 1 < count or rest is None else rest
                 made.append(Tensor(value.owners, value.graph, batch=batch, size=each))
             else:
                 one = self.opaque(

@@ -71,8 +71,15 @@ class Updates(Losses):
                 self.replaying -= 1
         if optimizer.gate is not None and not optimizer.gate.sync:
             return
+        hooks = list(optimizer.attrs.get("<hooks>", ()))
+        for when, hook in hooks:
+            if when == "pre":
+                self.invoke(hook, [optimizer, (), {}], {}, span)
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
+        for when, hook in hooks:
+            if when == "post":
+                self.invoke(hook, [optimizer, (), {}], {}, span)
 
     @staticmethod
     def is_computed(value: Value) -> bool:
@@ -143,6 +150,8 @@ class Updates(Losses):
                 values[count.name] = keywords[count.name]
             elif count.position is not None and count.position < len(args):
                 values[count.name] = args[count.position]
+        if "steps_per_epoch" in values and "epochs" in values:
+            values = {name: one if (n := self.as_number(one)) is None else n for name, one in values.items()}
         made.attrs["<counts>"] = values
         given = args[kind.optimizer_position] if len(args) > kind.optimizer_position else keywords.get("optimizer")
         if type(given) is Opaque and not given.graph:
@@ -211,6 +220,8 @@ class Updates(Losses):
             owner.attrs.pop("<groups>", None)
         elif name in ("train", "eval"):
             return None
+        elif name in ("register_step_pre_hook", "register_step_post_hook") and args and type(args[0]) is Closure:
+            owner.attrs.setdefault("<hooks>", []).append((name.split("_")[2], args[0]))
         elif name.startswith("register_"):
             self.event("hook", span)
         elif name == "clip_master_grads":

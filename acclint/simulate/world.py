@@ -61,6 +61,7 @@ class World:
     loud: set[Span] = field(default_factory=set)
     raised: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
+    filled: set[str] = field(default_factory=set)  # lists that the file appends to
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
     avoiding: dict[str, bool] = field(default_factory=dict)  # answers without which a run ended in an error

@@ -1141,7 +1141,8 @@ def add_logging(script: Script) -> Iterator[Change]:
             yield changed(script, backward, Edit(after={backward: [statement(f'print("loss", {names[0]}.item())')]}))
     for guard in script.guards:
         for modulus in script.find(cst.BinaryOperation, guard.test):
-            if isinstance(modulus.operator, cst.Modulo) and script.loops_around(guard):
+            pure = not any(True for _ in script.find(cst.Call, modulus.left))  # `next(counter)` counts
+            if isinstance(modulus.operator, cst.Modulo) and script.loops_around(guard) and pure:
                 log = statement(f"if ({script.code(modulus.left)}) % 3 == 0:\n    print({script.code(modulus.left)})\n")
                 yield changed(script, guard, Edit(before={guard: [log]}))
                 yield changed(script, guard, Edit(top={guard.body: [copy(log)]}))
