@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from acclint.findings import Severity
 from acclint.knowledge.names import is_accumulation_name, is_interval_name
 from acclint.program import Span
-from acclint.rules.acc007_leftover_micro_batches import steps_inside
 from acclint.rules.base import Action, Intent, Move, Negate, Report, Rule, Shift
 from acclint.rules.rewrites import divide, undivided
 from acclint.rules.windows import View, held, inside, owner_phrase, views
@@ -276,7 +275,7 @@ def _never_due(view: View, micro: Loop) -> Report | None:
     for event in view.run.of("test"):
         inside_loop = any(loop.span == micro.span for loop, _ in event.loops)
         word = _interval(view, event.span)
-        if word and inside_loop and steps_inside(event.data["stmt"]) and _divisors(view, view.windows):
+        if word and inside_loop and event.data["steps"] and _divisors(view, view.windows):
             return _report(
                 view,
                 event.span,
@@ -291,7 +290,7 @@ def _never_true(view: View, micro: Loop) -> Report | None:
     """A window test over a counter that is known all along and never meets it."""
     tests: dict[Span, list[Event]] = {}
     for event in view.run.of("test"):
-        if any(loop.span == micro.span for loop, _ in event.loops) and steps_inside(event.data["stmt"]):
+        if any(loop.span == micro.span for loop, _ in event.loops) and event.data["steps"]:
             tests.setdefault(event.span, []).append(event)
     for span, events in tests.items():
         k = events[0].data["modulus"]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from acclint import program as p
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Flush, Intent, Report, Rule
 from acclint.rules.windows import View, held, views, weaker
 from acclint.simulate.facts import window_size
-from acclint.simulate.scan import bodies, children, expressions
 from acclint.simulate.trace import Event, Loop, Run, Window
 from acclint.simulate.values import numeric
 
@@ -153,7 +151,7 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
             continue
         if not all(loop.known_length and 1 < loop.turns < k for loop in entries) or len(entries) < 2:
             continue
-        if not steps_inside(events[0].data["stmt"]):
+        if not events[0].data["steps"]:
             continue
         turns = max(loop.turns for loop in entries)
         return Report(
@@ -169,21 +167,6 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
             evidence={**view.proof(), "tail": "never"},
         )
     return None
-
-
-def steps_inside(stmt: p.If) -> bool:
-    """Whether the block of a test itself calls `step`."""
-    todo: list[p.Stmt] = list(stmt.body)
-    while todo:
-        one = todo.pop()
-        todo += [inner for part in bodies(one) for inner in part]
-        exprs = list(expressions(one))
-        while exprs:
-            expr = exprs.pop()
-            exprs += children(expr)
-            if isinstance(expr, p.Attr) and expr.name == "step":
-                return True
-    return False
 
 
 def _entry(loops: tuple[tuple[Loop, int], ...], micro: Loop) -> int:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from acclint import program as p
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Report, Rule
 from acclint.rules.windows import held
-from acclint.simulate.scan import bodies, children, expressions, text
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import numeric, roots_of
 
@@ -104,7 +102,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for event in run.of("test"):
         tests.setdefault(event.span, []).append(event)
     for span, events in tests.items():
-        if _stands_still(events) and _only_update_counts(analysis, run, events[0]):
+        if _stands_still(events) and _only_update_counts(run, events[0]):
             found.append(_report(analysis, run, span, events))
     return found
 
@@ -125,92 +123,10 @@ def _stands_still(events: list[Event]) -> bool:
     return len({event.data["outcome"] for event in tail}) == 1 and len({numeric(one) for one in counters}) == 1
 
 
-def _only_update_counts(analysis: Analysis, run: Run, test: Event) -> bool:
+def _only_update_counts(run: Run, test: Event) -> bool:
     """Whether the update and the counting both wait for the test, in its block or behind the jump it guards."""
-    stmt = test.data["stmt"]
-    waiting: list[p.Stmt] = [*stmt.body, *stmt.orelse]
-    if stmt.body and isinstance(stmt.body[-1], (p.Continue, p.Return)) and not stmt.orelse:
-        waiting = _behind(analysis.program.body, stmt)
     updates = [event for event in run.of("update") if any(guard.span == test.span for guard in event.guards)]
-    if len(updates) > 1:
-        return False
-    steps, counts = False, False
-    read = _variables(stmt.test)
-    for one in _reached(analysis, waiting):
-        steps = steps or "step" in {expr.name for expr in _inside(one) if isinstance(expr, p.Attr)}
-        if isinstance(one, p.Augment):
-            counts = counts or text(one.target) in read
-        elif isinstance(one, p.Assign):
-            counts = counts or any(text(target) in read for target in one.targets)
-    return steps and counts
-
-
-def _variables(test: p.Expr) -> set[str]:
-    found: set[str] = set()
-    todo = [test]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, (p.Name, p.Attr, p.Index)):
-            found.add(text(one))
-        if not isinstance(one, p.Attr):
-            todo += children(one)
-    return found
-
-
-def _inside(stmt: p.Stmt) -> list[p.Expr]:
-    """The expressions of a statement, nested ones too, without those of the statements inside it."""
-    found: list[p.Expr] = []
-    todo = list(expressions(stmt))
-    while todo:
-        one = todo.pop()
-        found.append(one)
-        todo += children(one)
-    return found
-
-
-def _behind(body: tuple[p.Stmt, ...], stmt: p.Stmt) -> list[p.Stmt]:
-    """The statements after `stmt` in the block that holds it."""
-    todo = [body]
-    while todo:
-        block = todo.pop()
-        for i, one in enumerate(block):
-            if one is stmt:
-                return list(block[i + 1 :])
-            todo += bodies(one)
-            if isinstance(one, p.Define):
-                todo.append(one.function.body)
-            elif isinstance(one, p.Class):
-                todo.append(one.body)
-    return []
-
-
-def _reached(analysis: Analysis, block: list[p.Stmt]) -> list[p.Stmt]:
-    """The statements of a block, nested ones too, and those of the functions and methods of the file that it calls."""
-    defined: dict[str, list[p.Function]] = {}
-    todo = list(analysis.program.body)
-    while todo:
-        one = todo.pop()
-        todo += [inner for part in bodies(one) for inner in part]
-        if isinstance(one, p.Define):
-            defined.setdefault(one.function.name, []).append(one.function)
-            todo += one.function.body
-        elif isinstance(one, p.Class):
-            todo += one.body
-    found: list[p.Stmt] = []
-    todo, seen = list(block), set[str]()
-    while todo:
-        one = todo.pop()
-        found.append(one)
-        todo += [inner for part in bodies(one) for inner in part]
-        for expr in _inside(one):
-            func = expr.func if isinstance(expr, p.Call) else None
-            if isinstance(func, p.Attr) and text(func.value) not in ("self", "cls"):
-                continue
-            name = func.id if isinstance(func, p.Name) else func.name if isinstance(func, p.Attr) else ""
-            if name and name not in seen:
-                seen.add(name)
-                todo += [inner for function in defined.get(name, ()) for inner in function.body]
-    return found
+    return len(updates) < 2 and test.data["steps"] and bool(test.data["raises"])
 
 
 def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Report:

@@ -148,14 +148,14 @@ def _stretch(world: World, machine: Machine) -> None:
     run = machine.run
     tests: dict[Span, list[Event]] = {}
     for event in run.of("test"):
-        if event.loops and isinstance(event.data["stmt"], p.If):
+        if event.loops:
             tests.setdefault(event.span, []).append(event)
     for events in tests.values():
         outer = [guard for guard in events[0].guards if guard.modulus is not None and guard.outcome]
         product = events[0].data["modulus"]
         if not outer or any(event.data["outcome"] for event in events) or not isinstance(product, int):
             continue
-        if "step" not in machine.scanner.reach(events[0].data["stmt"].body):
+        if not events[0].data["steps"]:
             continue
         for guard in outer:
             product *= guard.modulus if isinstance(guard.modulus, int) else 1

@@ -7,8 +7,11 @@ events can happen inside, through the functions and methods of the file that are
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from acclint import program as p
 from acclint.knowledge import names
+from acclint.program import Span
 from acclint.simulate.vocabulary import word_set
 
 BACKWARD = frozenset({"backward", "manual_backward", "scale_loss", "accumulate_gradients"})
@@ -19,6 +22,13 @@ _COMMON = word_set(
     "train eval forward step update zero_grad backward to cuda cpu append add get items keys values parameters reset "
     "load save log run fit evaluate test validate compute close write format join split copy pop extend main"
 )
+
+
+class Waiting(NamedTuple):
+    """What waits for a test: whether an optimizer is stepped there, and the statements that assign what it reads."""
+
+    steps: bool
+    raises: tuple[Span, ...]
 
 
 class Scan:
@@ -49,11 +59,15 @@ class Scanner:
         self.methods: dict[str, list[p.Function]] = {}
         self._scans: dict[int, tuple[object, Scan]] = {}
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
+        self._behind: dict[Span, tuple[p.Stmt, ...]] = {}
+        self._waiting: dict[Span, Waiting] = {}
         self._collect(program.body, None)
 
     def _collect(self, body: tuple[p.Stmt, ...], cls: p.Class | None) -> None:
-        for stmt in body:
+        for at, stmt in enumerate(body):
             kind = type(stmt)
+            if kind is p.If:
+                self._behind[stmt.span] = body[at + 1 :]
             if kind is p.Define:
                 assert isinstance(stmt, p.Define)
                 where = self.methods if cls is not None else self.functions
@@ -204,6 +218,39 @@ class Scanner:
     def has_events(self, body: tuple[p.Stmt, ...]) -> bool:
         return not EVENTS.isdisjoint(self.reach(body)) or self.scan(body).grad
 
+    def waiting(self, stmt: p.If) -> Waiting:
+        """What waits for a test: in its blocks or, where it guards a jump, behind it; with the functions called."""
+        kept = self._waiting.get(stmt.span)
+        if kept is None:
+            blocks = [stmt.body, stmt.orelse]
+            if stmt.body and isinstance(stmt.body[-1], (p.Continue, p.Return)) and not stmt.orelse:
+                blocks = [self._behind.get(stmt.span, ())]
+            read = _variables(stmt.test)
+            reached = [one for block in blocks for one in self._reached(block)]
+            kept = self._waiting[stmt.span] = Waiting(
+                any("step" in self.reach(block) for block in blocks),
+                tuple(one.span for one in reached if not read.isdisjoint(map(text, _assigned(one)))),
+            )
+        return kept
+
+    def _reached(self, block: tuple[p.Stmt, ...]) -> list[p.Stmt]:
+        """The statements of a block, nested ones too, and those of the functions and methods of the file it calls."""
+        found: list[p.Stmt] = []
+        todo, seen = [block], set[int]()
+        while todo:
+            part = todo.pop()
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            called = self.scan(part)
+            for stmt in part:
+                found.append(stmt)
+                todo += bodies(stmt)
+            todo += [function.body for name in called.calls for function in self.functions.get(name, ())]
+            own = called.own | (called.attrs - _COMMON)
+            todo += [function.body for name in own for function in self.methods.get(name, ())]
+        return found
+
     def has_nested_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a loop inside, here or in a function called from here, reaches a backward call."""
         todo, seen = [body], set()
@@ -220,6 +267,26 @@ class Scanner:
             for name in found.own | (found.attrs - _COMMON):
                 todo += [function.body for function in self.methods.get(name, ())]
         return False
+
+
+def _assigned(stmt: p.Stmt) -> list[p.Expr]:
+    """What a statement assigns to."""
+    if isinstance(stmt, p.Augment):
+        return [stmt.target]
+    return list(stmt.targets) if isinstance(stmt, p.Assign) else []
+
+
+def _variables(test: p.Expr) -> set[str]:
+    """The names, attributes and entries that a test reads."""
+    found: set[str] = set()
+    todo = [test]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, (p.Name, p.Attr, p.Index)):
+            found.add(text(one))
+        if not isinstance(one, p.Attr):
+            todo += children(one)
+    return found
 
 
 def _has_remainder(expr: p.Expr) -> bool:

@@ -99,7 +99,16 @@ class Statements(Expressions):
         if guard.modulus is None and self.loops and not guard.unknown:
             self.threshold(stmt, guard)
         if guard.modulus is not None:
-            self.event("test", stmt.test.span, outcome=outcome, modulus=guard.modulus, counter=guard.counter, stmt=stmt)
+            steps, raises = self.scanner.waiting(stmt)
+            self.event(
+                "test",
+                stmt.test.span,
+                outcome=outcome,
+                modulus=guard.modulus,
+                counter=guard.counter,
+                steps=steps,
+                raises=raises,
+            )
         self.guards.append(guard)
         signal = self.block(taken, frame)
         self.guards.pop()
