@@ -25,9 +25,13 @@ _COMMON = word_set(
 
 
 class Waiting(NamedTuple):
-    """What waits for a test: whether an optimizer is stepped there, and the statements that assign what it reads."""
+    """What waits for a test: whether an optimizer is stepped there, and whether what the test reads is assigned.
+
+    `raises` are the statements among those that add to it.
+    """
 
     steps: bool
+    sets: bool
     raises: tuple[Span, ...]
 
 
@@ -227,10 +231,10 @@ class Scanner:
                 blocks = [self._behind.get(stmt.span, ())]
             read = _variables(stmt.test)
             reached = [one for block in blocks for one in self._reached(block)]
-            kept = self._waiting[stmt.span] = Waiting(
-                any("step" in self.reach(block) for block in blocks),
-                tuple(one.span for one in reached if not read.isdisjoint(map(text, _assigned(one)))),
-            )
+            sets = [one for one in reached if not read.isdisjoint(map(text, _assigned(one)))]
+            steps = any("step" in self.reach(block) for block in blocks)
+            raises = tuple(one.span for one in sets if _adds(one))
+            kept = self._waiting[stmt.span] = Waiting(steps, bool(sets), raises)
         return kept
 
     def _reached(self, block: tuple[p.Stmt, ...]) -> list[p.Stmt]:
@@ -274,6 +278,13 @@ def _assigned(stmt: p.Stmt) -> list[p.Expr]:
     if isinstance(stmt, p.Augment):
         return [stmt.target]
     return list(stmt.targets) if isinstance(stmt, p.Assign) else []
+
+
+def _adds(stmt: p.Stmt) -> bool:
+    """Whether a statement adds to what it assigns: `n += 1`, `n = n + 1`."""
+    if isinstance(stmt, p.Augment):
+        return stmt.op == "+"
+    return isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and stmt.value.op == "+"
 
 
 def _variables(test: p.Expr) -> set[str]:

@@ -99,15 +99,14 @@ class Statements(Expressions):
         if guard.modulus is None and self.loops and not guard.unknown:
             self.threshold(stmt, guard)
         if guard.modulus is not None:
-            steps, raises = self.scanner.waiting(stmt)
+            waiting = self.scanner.waiting(stmt)
             self.event(
                 "test",
                 stmt.test.span,
                 outcome=outcome,
                 modulus=guard.modulus,
                 counter=guard.counter,
-                steps=steps,
-                raises=raises,
+                **waiting._asdict(),
             )
         self.guards.append(guard)
         signal = self.block(taken, frame)
