@@ -114,25 +114,26 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 
 def _judge(run: Run) -> list[Report]:
-    together: set[Term] = set()
+    together: dict[Term, list[Term]] = {}
     for backward in run.backwards:
-        sites: dict[tuple[Span, ...], int] = {}
+        sites: dict[tuple[Span, ...], list[Term]] = {}
         for term, _ in backward.terms:
-            sites[term.site] = sites.get(term.site, 0) + 1
-        together.update(term for term, _ in backward.terms if sites[term.site] > 1)
+            sites.setdefault(term.site, []).append(term)
+        together.update((term, group) for group in sites.values() if len(group) > 1 for term in group)
     by_place: dict[Span, list[Event]] = {}
-    deferred = {event.span for event in run.of("keep") if any(term in together for term in event.data["terms"])}
     for event in run.of("keep"):
-        if event.span not in deferred:
-            by_place.setdefault(event.span, []).append(event)
+        by_place.setdefault(event.span, []).append(event)
+    deferred = {span for span, events in by_place.items() if _sent_together(max(events, key=_size), together)}
     found: list[Report] = []
     for span, events in by_place.items():
+        if span in deferred:
+            continue
         report = _report(run, span, events)
         if report is not None:
             found.append(report)
     outputs: dict[Span, list[Event]] = {}
     for event in run.of("keep output"):
-        if event.span not in by_place:
+        if event.span not in by_place or event.span in deferred:
             outputs.setdefault(event.span, []).append(event)
     for events in outputs.values():
         reports = [_outputs(run, event) for event in events]
@@ -205,7 +206,7 @@ def _reach(event: Event) -> Confidence:
 
 
 def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
-    event = max(events, key=lambda one: int(one.data["size"]))
+    event = max(events, key=_size)
     terms: tuple[Term, ...] = event.data["terms"]
     site = max({term.site for term in terms}, key=lambda one: sum(term.site == one for term in terms))
     group = [term for term in terms if term.site == site]
@@ -254,12 +255,30 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     )
 
 
+def _size(event: Event) -> int:
+    """How many losses of one place are kept."""
+    return int(event.data["size"])
+
+
+def _sent_together(event: Event, together: dict[Term, list[Term]]) -> bool:
+    """Whether what is kept over the turns of a loop is kept for one backward call: it sends several turns at once."""
+    terms: tuple[Term, ...] = event.data["terms"]
+    loop = _turning(list(terms))
+    for term in terms:
+        group = together.get(term, ())
+        if len({turn for one in group for inner, turn in one.loops if inner is loop}) > 1:
+            return True
+    return False
+
+
 def _turning(group: list[Term]) -> Loop | None:
+    """The outermost loop that turns between two of the terms."""
+    around: dict[int, Loop] = {}
     for one, other in pairwise(group):
         found = turning(one.loops, other.loops)
         if found is not None:
-            return found
-    return None
+            around[next(depth for depth, (loop, _) in enumerate(one.loops) if loop is found)] = found
+    return around[min(around)] if around else None
 
 
 RULE = Rule(

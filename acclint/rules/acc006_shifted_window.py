@@ -327,17 +327,18 @@ def _irregular(view: View, gate: Guard) -> Report | None:
     inner: list[tuple[Window, int]] = []
     before: int | None = None
     for window, size in zip(view.closed, view.sizes, strict=True):
-        entries = {
+        entries = [
             loop.entry
             for number in window.seen
             for loop, _ in view.run.backwards[number].event.loops
             if loop.span == micro.span
-        }
-        entry = next(iter(entries)) if len(entries) == 1 else None
+        ]
+        if not entries:
+            continue
         gated = window.update is not None and any(guard.span == gate.span for guard in window.update.guards)
-        if entry is not None and entry == before and gated and _boundary(window, gate):
+        if set(entries) == {before} and gated and _boundary(window, gate):
             inner.append((window, size))
-        before = entry
+        before = entries[-1]
     wrong = [window for window, size in inner if size != k and not _weighs_one(view, window)]
     if len(inner) < 2 or len(wrong) < len(inner):
         return None

@@ -98,13 +98,11 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         for window in view.closed:
             for backward in view.backwards(window):
-                if backward.span in found or len(backward.terms) != 1:
+                if backward.span in found or not backward.terms:
                     continue
-                report = (
-                    _under_window_test(view, window, backward)
-                    or _whole_turn_gated(view, window, backward)
-                    or _behind_loop(view, backward)
-                )
+                report = _under_window_test(view, window, backward)
+                if report is None and len(backward.terms) == 1:
+                    report = _whole_turn_gated(view, window, backward) or _behind_loop(view, backward)
                 if report is not None:
                     found[backward.span] = report
     return list(found.values())
@@ -117,23 +115,26 @@ def _under_window_test(view: View, window: Window, backward: Backward) -> Report
     if guard is None:
         return None
     term = backward.terms[0][0]
-    same = [one for one in view.run.terms if one.site == term.site]
-    sent = sum(1 for one in same if one.sent)
-    wasted = len(same) - sent
-    if wasted < sent or wasted < 3:
+    counts: list[tuple[int, int]] = []
+    for site in {one.site for one, _ in backward.terms}:
+        same = [one for one in view.run.terms if one.site == site]
+        counts.append((len(same), sum(1 for one in same if one.sent)))
+    if any(made - sent < max(sent, 3) for made, sent in counts):
         return None
+    made, sent = counts[0]
     notes = (("the window test", guard.span), ("the loss is computed here every time", term.span))
-    return _report(view, backward, term, f"1 of {round(len(same) / sent) if sent else guard.modulus}", notes)
+    return _report(view, backward, term, f"1 of {round(made / sent) if sent else guard.modulus}", notes)
 
 
 def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report | None:
     """Forward, backward and update all wait for the window test, and the one loss is divided by the window's length."""
     assert window.update is not None
     guard = _window_guard(backward, {guard.span for guard in window.update.guards})
-    if guard is None or view.k != 1 or not backward.known_scale or not isinstance(guard.modulus, int):
+    if guard is None or view.k != 1 or not backward.known_scale or guard.modulus is None:
         return None
     moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
-    divided = [span for _, _, span in backward.divisors if view.texts.divisors.get(span) in moduli]
+    places = [span for _, _, span in backward.divisors] + [event.span for event in window.edits]
+    divided = [span for span in places if view.texts.divisors.get(span) in moduli]
     term, weight = view.effective(window, backward)
     if not divided or term is None or abs(abs(float(weight)) * guard.modulus - 1) > 1e-6:
         return None
@@ -177,7 +178,7 @@ def _report(view: View, backward: Backward, term: Term, part: str, notes: tuple[
 def _window_guard(backward: Backward, around: set[Span]) -> Guard | None:
     """A window test that guards both the backward call and the update."""
     for guard in reversed(backward.event.guards):
-        if guard.modulus is not None and guard.span in around and isinstance(guard.modulus, int) and guard.modulus > 1:
+        if guard.modulus is not None and guard.span in around and guard.modulus > 1:
             return guard
     return None
 

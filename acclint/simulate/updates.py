@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from acclint import program as p
 from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
@@ -11,6 +12,11 @@ from acclint.simulate.losses import Losses
 from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
 from acclint.simulate.world import Restart
+
+# What a function that changes gradients names.
+_TOUCHES = frozenset(
+    {"grad", "zero_grad", "backward", "param_groups", "clip_grad_norm_", "clip_grad_value_", "_foreach_div_"}
+)
 
 
 class Updates(Losses):
@@ -185,6 +191,12 @@ class Updates(Losses):
     def could_be_optimizer(self, value: Value) -> bool:
         return type(value) is v.Optimizer or (type(value) is Opaque and names.is_optimizer_name(value.name))
 
+    def _leaves_gradients(self, hook: p.Function) -> bool:
+        """Whether a hook of this file names nothing that could change a gradient (it moves a schedule on, say)."""
+        scanner = self.scanner
+        known = scanner.functions.keys() | scanner.methods.keys()
+        return _TOUCHES.isdisjoint(scanner.reach(hook.body)) and scanner.scan(hook.body).calls <= known
+
     def optimizer_method(
         self, owner: v.Optimizer, name: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> Value:
@@ -202,7 +214,8 @@ class Updates(Losses):
         elif name in ("train", "eval"):
             return None
         elif name.startswith("register_"):
-            self.event("hook", span)
+            if not any(type(one) is v.Closure and self._leaves_gradients(one.function) for one in args):
+                self.event("hook", span)
         elif name == "clip_master_grads":
             self.event("clip", span)
         return self.opaque(f"{owner.name}.{name}()", name)
