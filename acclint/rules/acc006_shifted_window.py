@@ -126,9 +126,12 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
 
 
 def _weighs_one(view: View, window: Window) -> bool:
-    """Whether the micro-batches of a window weigh 1 together, as those of a full window should."""
+    """Whether the means of the micro-batches of a window weigh 1 together, as those of a full window should."""
     site = view.backwards(window)[0].site
-    weights = [view.effective(window, one)[1] for one in view.backwards(window) if one.site == site]
+    calls = [view.effective(window, one) for one in view.backwards(window) if one.site == site]
+    if any(term is not None and term.reduction == "sum" for term, _ in calls):
+        return False
+    weights = [weight for _, weight in calls]
     return view.scale_known and abs(sum(abs(float(weight)) for weight in weights) - 1) < 1e-6
 
 

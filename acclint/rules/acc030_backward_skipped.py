@@ -130,7 +130,14 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
     """Forward, backward and update all wait for the window test, and the one loss is divided by the window's length."""
     assert window.update is not None
     guard = _window_guard(backward, {guard.span for guard in window.update.guards})
-    if guard is None or view.k != 1 or not backward.known_scale or guard.modulus is None:
+    turns = [event.loops for event in view.run.of("test") if guard is not None and event.span == guard.span]
+    if (
+        guard is None
+        or backward.event.loops not in turns
+        or view.k != 1
+        or not backward.known_scale
+        or guard.modulus is None
+    ):
         return None
     moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
     places = [span for _, _, span in backward.divisors] + [event.span for event in window.edits]

@@ -101,6 +101,8 @@ class Machine(Statements):
             return self.opaque(f"{path[9:]}:{span.row}:{span.column}", path[9:], batch=self.batch_of(args))
         last = path.rpartition(".")[2]
         top = path.partition(".")[0]
+        if path.startswith("torch.Tensor.") and args:
+            return self.method(args[0], last, args[1:], keywords, expr, frame)
         handler = FUNCTIONS.get(path) or (TORCHLIKE.get(last) if top in _TORCH_TOPS else None)
         if handler is not None:
             return handler(self, args, keywords, span)

@@ -25,12 +25,13 @@ _COMMON = word_set(
 
 
 class Waiting(NamedTuple):
-    """What waits for a test: whether an optimizer is stepped there, and whether what the test reads is assigned.
+    """What waits for a test: whether an optimizer is stepped and backward called, and what the test reads assigned.
 
-    `raises` are the statements among those that add to it.
+    `raises` are the statements that add to what the test reads.
     """
 
     steps: bool
+    trains: bool
     sets: bool
     raises: tuple[Span, ...]
 
@@ -233,8 +234,9 @@ class Scanner:
             reached = [one for block in blocks for one in self._reached(block)]
             sets = [one for one in reached if not read.isdisjoint(map(text, _assigned(one)))]
             steps = any("step" in self.reach(block) for block in blocks)
+            trains = any(self.has_backward(block) for block in blocks)
             raises = tuple(one.span for one in sets if _adds(one))
-            kept = self._waiting[stmt.span] = Waiting(steps, bool(sets), raises)
+            kept = self._waiting[stmt.span] = Waiting(steps, trains, bool(sets), raises)
         return kept
 
     def _reached(self, block: tuple[p.Stmt, ...]) -> list[p.Stmt]:

@@ -200,7 +200,10 @@ class Statements(Expressions):
         level = self.level(stmt)
         loop = Loop(stmt.span, self.entries, "while", level)
         self.entries += 1
-        cap = {"micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2, "outer": self.assignment.epochs + 1}
+        cap = {
+            "micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2,
+            "outer": self.wanted_turns("outer") + 1,
+        }
         limit = cap.get(level, 3 * self.world.turns(self.assignment) if level == "window" else QUIET_TURNS)
         bounded = not (isinstance(stmt.test, p.Const) and stmt.test.value)
         if bounded and level in ("micro", "window"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from acclint import program as p
 from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
@@ -13,10 +12,7 @@ from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
 from acclint.simulate.world import Restart
 
-# What a function that changes gradients names.
-_TOUCHES = frozenset(
-    {"grad", "zero_grad", "backward", "param_groups", "clip_grad_norm_", "clip_grad_value_", "_foreach_div_"}
-)
+_BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
 
 
 class Updates(Losses):
@@ -72,8 +68,15 @@ class Updates(Losses):
                 self.replaying -= 1
         if optimizer.gate is not None and not optimizer.gate.sync:
             return
+        self.run_hooks(optimizer, _BEFORE_STEP, span)
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
+        self.run_hooks(optimizer, _AFTER_STEP, span)
+
+    def run_hooks(self, optimizer: v.Optimizer, name: str, span: Span) -> None:
+        """The hooks that the file has registered around the step of an optimizer."""
+        for hook in optimizer.attrs.get(name, ()):
+            self.call_value(hook, [optimizer, (), {}], span)
 
     def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
         if scheduler.gate is not None and not scheduler.gate.sync:
@@ -191,12 +194,6 @@ class Updates(Losses):
     def could_be_optimizer(self, value: Value) -> bool:
         return type(value) is v.Optimizer or (type(value) is Opaque and names.is_optimizer_name(value.name))
 
-    def _leaves_gradients(self, hook: p.Function) -> bool:
-        """Whether a hook of this file names nothing that could change a gradient (it moves a schedule on, say)."""
-        scanner = self.scanner
-        known = scanner.functions.keys() | scanner.methods.keys()
-        return _TOUCHES.isdisjoint(scanner.reach(hook.body)) and scanner.scan(hook.body).calls <= known
-
     def optimizer_method(
         self, owner: v.Optimizer, name: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> Value:
@@ -213,9 +210,10 @@ class Updates(Losses):
             owner.attrs.pop("<groups>", None)
         elif name in ("train", "eval"):
             return None
+        elif name in (_BEFORE_STEP, _AFTER_STEP) and args and type(args[0]) is Closure:
+            owner.attrs.setdefault(name, []).append(args[0])
         elif name.startswith("register_"):
-            if not any(type(one) is v.Closure and self._leaves_gradients(one.function) for one in args):
-                self.event("hook", span)
+            self.event("hook", span)
         elif name == "clip_master_grads":
             self.event("clip", span)
         return self.opaque(f"{owner.name}.{name}()", name)
