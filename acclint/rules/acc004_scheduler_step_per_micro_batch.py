@@ -145,7 +145,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
         per_update = not per_micro and len(outside) >= 0.9 * updates and _in_update_loop(view, outside)
     else:
         per_micro = len(inside) >= 0.9 * micro_batches
-        per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1
+        per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1 and _with_updates(view, inside)
     if not per_micro and not per_update:
         return None
     confidence = weaker(view.confidence, view.evidence)
@@ -244,6 +244,16 @@ def _resized(view: View, scheduler: Scheduler) -> tuple[Intent, ...]:
         for count in lengths
         if roots_of(given.get(count.name)) or numeric(given.get(count.name)) is not None
     )
+
+
+def _with_updates(view: View, events: list[Event]) -> bool:
+    """Whether most of the steps are in a turn of the loop over micro-batches that updates."""
+    turns = {_turn(view, window.update) for window in view.closed if window.update is not None}
+    return 2 * sum(_turn(view, event) in turns for event in events) > len(events)
+
+
+def _turn(view: View, event: Event) -> tuple[int, int] | None:
+    return next(((loop.entry, turn) for loop, turn in event.loops if view.micro and loop.span == view.micro.span), None)
 
 
 def _in_update_loop(view: View, events: list[Event]) -> bool:

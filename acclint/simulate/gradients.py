@@ -14,6 +14,9 @@ from acclint.simulate.vocabulary import word_set
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
 _KEEPS_GRAD = word_set("clone detach to cpu cuda float double half view flatten reshape data")
 
+# What a function names that reads or writes gradients of its own.
+_ELSEWHERE = frozenset({"grad", "zero_grad", "backward", "step"})
+
 
 class Gradients(Updates):
     """Arithmetic and methods of gradients and parameters."""
@@ -143,11 +146,17 @@ class Gradients(Updates):
             self.zero(owners, span, "zero_grad")
         if name == "requires_grad_" and not (args and args[0] is False):
             self.set_requires_grad(owner.owner, True)
-        if name == "register_hook" or name == "register_post_accumulate_grad_hook":
+        if name == "register_hook" and args and type(args[0]) is v.Closure and self._sees_one(args[0]):
+            self.hooked.add(owner.owner)
+        elif name == "register_hook" or name == "register_post_accumulate_grad_hook":
             self.event("hook", span)
         if name in ("size", "numel", "__len__", "dim"):
             return owner.size if name == "size" and owner.size is not None else self.number("shape", "size")
         return owner
+
+    def _sees_one(self, hook: v.Closure) -> bool:
+        """Whether a hook of this file works on the gradient it is given only: it can scale it, and zeroes nothing."""
+        return _ELSEWHERE.isdisjoint(self.scanner.reach(hook.function.body))
 
     def grad_method(self, owner: v.Grad, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         if not owner.shared:

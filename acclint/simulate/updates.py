@@ -44,6 +44,7 @@ class Updates(Losses):
         ):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
             reached = known[0].parts
+        sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and loss.sure, loss.divisors, self.replaying > 0)
         )

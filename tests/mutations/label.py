@@ -374,7 +374,7 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     if single and len(new.calls) == len(new.steps) and len(new.calls) * 2 <= len(old.calls):
         return Defect(("ACC030",), "backward on the boundary only")
     if usual == 1 < k:
-        if not mean or all(_close(window.total, scale) for window in after):
+        if (not mean and len(set(sizes)) == 1) or all(_close(window.total, scale) for window in after):
             return Defect((), "a plain loop")
         if len(set(sizes)) == 1:
             codes = ("ACC016",) if len(after) == len(new.calls) else ("ACC006", "ACC016")
@@ -390,15 +390,19 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
         return Defect(("ACC026", "ACC027"), "scale differs within an update", sure=False)
     if usual == k:
         if not _close(ratios[0], 1.0):
-            if mean and k > 1 and _close(ratios[0], k):
+            if mean and k > 1 and _close(ratios[0], k) and _grown(full, before, k):
                 return Defect(("ACC001", "ACC021"), f"scale {ratios[0]:.3g}: not divided")
             if _close(ratios[0] * k, 1.0):
                 return Defect(("ACC010", "ACC026"), f"scale {ratios[0]:.3g}: divided twice", sure=False)
-            return Defect(("ACC026", "ACC001", "ACC027"), f"scale {ratios[0]:.3g}", sure=False)
+            lacking = ("ACC021",) if ratios[0] > 1 else ()  # a division is gone, of whatever it was
+            return Defect(("ACC026", "ACC001", "ACC027", *lacking), f"scale {ratios[0]:.3g}", sure=False)
         return _shape(sizes, [window.size for window in before], k, mutant.epochs)
     if all(_close(window.total, scale) for window in after):
         return Defect((), "another window, rightly divided")
     odd = len(sizes) - sizes.count(usual)
+    epoch = len(new.calls) // max(mutant.epochs, 1)
+    if len(set(sizes[1:])) == 1 and sizes[0] < sizes[1] == epoch:  # a window, then always with the rest of an epoch
+        return Defect(("ACC006", "ACC026", "ACC007"), f"windows of {sizes[0]} divided for {k}", sure=False)
     regular = sizes[0] == usual and (odd == 0 or odd <= mutant.epochs < len(sizes))
     if regular and not mean:
         return Defect((), "another window of sums")
@@ -407,6 +411,12 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     if regular:
         return Defect(("ACC006", "ACC026"), f"windows of {usual} divided for {k}", sure=False)
     return _shape(sizes, [window.size for window in before], k, mutant.epochs)
+
+
+def _grown(windows: Sequence[_Window], before: Sequence[_Window], by: int) -> bool:
+    """Whether the main part of the losses weighs `by` times what it did too, not their sum alone."""
+    old = next((window.shares for window in before if window.size == windows[0].size), ())
+    return all(_close(share, by * other) for share, other in zip(windows[0].shares, old, strict=False))
 
 
 def _total(windows: Sequence[_Window], k: int) -> float | None:
