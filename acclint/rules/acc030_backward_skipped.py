@@ -141,6 +141,7 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
         return None
     moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
     places = [span for _, _, span in backward.divisors] + [event.span for event in window.edits]
+    places += [span for span in view.texts.divided if inside(span, backward.span)]
     divided = [span for span in places if view.texts.divisors.get(span) in moduli]
     term, weight = view.effective(window, backward)
     if not divided or term is None or abs(abs(float(weight)) * guard.modulus - 1) > 1e-6:

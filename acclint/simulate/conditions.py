@@ -48,6 +48,12 @@ class Conditions(Methods):
                 if outcome != is_and:
                     return outcome
             return is_and
+        if type(test) is p.IfElse:
+            chosen = self.decide(test.test, frame, None, guard, desired, stmt)
+            part = test.body if chosen else test.orelse
+            if type(part) is p.Const:
+                return bool(part.value)
+            return self.decide(part, frame, want, guard, desired, stmt)
         value = self.eval(test, frame)
         return self.truth(value, test, guard, desired if want is None else (lambda: bool(want)), stmt)
 

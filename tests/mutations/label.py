@@ -370,8 +370,8 @@ def _defect(new: Owner, old: Owner, mutant: Summary) -> Defect | None:
     scale = _total(before, k)
     if scale is None:
         return None
-    single = all(step.position == index + 1 for index, step in enumerate(new.steps))
-    if single and len(new.calls) == len(new.steps) and len(new.calls) * 2 <= len(old.calls):
+    single = all(len(window.shares) <= 1 for window in after) and len(new.calls) <= len(new.steps)
+    if single and 2 * sum(call.size for call in new.calls) <= sum(call.size for call in old.calls):
         return Defect(("ACC030",), "backward on the boundary only")
     if usual == 1 < k:
         if (not mean and len(set(sizes)) == 1) or all(_close(window.total, scale) for window in after):
