@@ -177,8 +177,9 @@ def _known_size(run: Run, size: Any) -> int | None:
     roots = roots_of(size)
     if not roots:
         return int(number)
-    if len(roots) == 1:
-        hint = run.hints.get(next(iter(roots)))
+    (root, *others) = roots
+    if not others and run.numbers.get(root) == number:
+        hint = run.hints.get(root)
         return int(hint) if isinstance(hint, int) else None
     return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from acclint.program import Span
 from acclint.simulate.attributes import Attributes
-from acclint.simulate.values import NOBODY, Opaque, Param, Tensor, Value, numeric, roots_of
+from acclint.simulate.values import NOBODY, Num, Opaque, Param, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import NO_GRADIENT, RESHAPES, SAME, WITH_INDICES
 
 _IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*"}
@@ -135,6 +135,7 @@ class Tensors(Attributes):
         part = whole if axis != 0 else None
         if size is not None:
             part = count_value if name == "split" and count_value else math.ceil(Fraction(size) / count)
+        roots = roots_of(amount)
         made: list[Value] = []
         for i in range(count):
             batch = self.batch_of(value)
@@ -152,6 +153,6 @@ class Tensors(Attributes):
                     f"{value.key}.{name}", value.name, owners=value.owners, graph=value.graph, batch=batch
                 )
                 if part is not None:
-                    one.attrs["<size>"] = (part, size_span)
+                    one.attrs["<size>"] = (Num(part, roots) if roots and axis == 0 else part, size_span)
                 made.append(one)
         return made
