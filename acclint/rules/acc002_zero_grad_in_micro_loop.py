@@ -137,6 +137,8 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
                     yield window.lost[window.seen[-1]]
             continue
         kept = [number for number in numbers if window.row.get(number)]
+        if not kept and _meant(view, numbers, lost):
+            yield event
         if len(numbers) < 2 or not kept:
             continue
         for number in lost:
@@ -148,6 +150,13 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
             if loop in around:
                 yield event
                 break
+
+
+def _meant(view: View, numbers: list[int], lost: list[int]) -> bool:
+    """Whether all calls of a place were thrown away although their losses are divided by as many as there are."""
+    calls = [view.run.backwards[number] for number in numbers]
+    divided = all(any(float(by) == len(calls) for by, _, _ in call.divisors) for call in calls)
+    return len(lost) == len(numbers) > 1 and divided and len({call.event.loops for call in calls}) == len(calls)
 
 
 def _same_turn(one: Event, update: Event) -> bool:

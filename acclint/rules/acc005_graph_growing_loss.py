@@ -123,7 +123,7 @@ def _judge(run: Run) -> list[Report]:
     by_place: dict[Span, list[Event]] = {}
     for event in run.of("keep"):
         by_place.setdefault(event.span, []).append(event)
-    deferred = {span for span, events in by_place.items() if _sent_together(max(events, key=_size), together)}
+    deferred = {span for span, events in by_place.items() if _is_deferred(events, together)}
     found: list[Report] = []
     for span, events in by_place.items():
         if span in deferred:
@@ -258,6 +258,12 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
 def _size(event: Event) -> int:
     """How many losses of one place are kept."""
     return int(event.data["size"])
+
+
+def _is_deferred(events: list[Event], together: dict[Term, list[Term]]) -> bool:
+    """Whether what was kept is, at its fullest, kept for one backward call."""
+    most = max(map(_size, events))
+    return any(_size(event) == most and _sent_together(event, together) for event in events)
 
 
 def _sent_together(event: Event, together: dict[Term, list[Term]]) -> bool:

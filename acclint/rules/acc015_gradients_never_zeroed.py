@@ -95,7 +95,7 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
     for view in views(analysis, run):
-        if len(view.closed) < 2 or view.micro is None:
+        if len(view.closed) < 2:
             continue
         stale = stale_windows(view)
         if len(stale) < 0.6 * (len(view.closed) - 1):
