@@ -136,6 +136,8 @@ def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...
     told = (
         "zero the gradients behind the update; a learning rate tuned with the growing gradients may have to be raised"
     )
+    if not all(view.sizes):
+        return (Intent("display", "update only where a backward pass has run since the last update, and then zero"),)
     ways: list[tuple[Action, ...]] = []
     if view.lane.optimizer is not None:
         ways.append((Zero(update.span, view.lane.optimizer.name),))
