@@ -20,7 +20,7 @@ from tests.mutations.script import Script
 MUTANTS, SEED = 240, 20
 # The share of mutants that acclint judges otherwise than torch, nearly all of them damage that it misses. The target is
 # 0.01; benchmarks/mutations.md says where it falls short.
-MISSED = 0.06
+MISSED = 0.03
 BASE = Path(__file__).parent / "mutations"
 RULES = ["ACC001", "ACC002", "ACC004", "ACC005", "ACC006", "ACC007", "ACC014", "ACC015", "ACC016", "ACC021", "ACC023"]
 RULES += ["ACC030", "ACC031"]

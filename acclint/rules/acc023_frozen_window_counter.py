@@ -84,7 +84,7 @@ for epoch in range(3):
 ## Fix safety
 
 Unsafe: the counter is raised for each micro-batch instead, and whatever else reads it as a number of updates then
-sees k times as many.
+sees k times as many. A counter that is raised in another function than backward is left alone.
 
 ## References
 
