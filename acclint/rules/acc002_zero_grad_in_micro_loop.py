@@ -138,15 +138,9 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
                     yield window.lost[window.seen[-1]]
             continue
         kept = [number for number in numbers if window.row.get(number)]
-        if len(numbers) < 2:
-            continue
-        if not kept:
-            # Of several losses, one is lost whole, though each of its calls saw other data.
-            data = {own_data(term) for one in numbers for term, _ in view.run.backwards[one].terms}
-            each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
-            whole = len(lost) == len(numbers) <= len(data) and all(data)
-            if whole and (each or _same_turn(event, window.update)):
-                yield event
+        if not kept and (_whole(view, numbers, lost, window) or _meant(view, numbers, lost)):
+            yield event
+        if len(numbers) < 2 or not kept:
             continue
         for number in lost:
             event = window.lost[number]
@@ -159,15 +153,25 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
                 break
 
 
+def _whole(view: View, numbers: list[int], lost: list[int], window: Window) -> bool:
+    """Whether one of several losses is lost whole, though each of its calls saw other data."""
+    calls = [view.run.backwards[number] for number in numbers]
+    data = {own_data(term) for call in calls for term, _ in call.terms}
+    each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
+    whole = 1 < len(numbers) == len(lost) <= len(data) and all(data)
+    return whole and (each or _same_turn(window.lost[lost[0]], window.update))
+
+
+def _meant(view: View, numbers: list[int], lost: list[int]) -> bool:
+    """Whether all calls of a place were thrown away although their losses are divided by as many as there are."""
+    calls = [view.run.backwards[number] for number in numbers]
+    divided = all(any(float(by) == len(calls) for by, _, _ in call.divisors) for call in calls)
+    return len(lost) == len(numbers) > 1 and divided and len({call.event.loops for call in calls}) == len(calls)
+
+
 def _same_turn(one: Event, update: Event | None) -> bool:
     """Whether the event is in the turn of the loops around the update, or in a loop inside it."""
-    return (
-        update is not None
-        and len(one.loops) >= len(update.loops)
-        and all(
-            a is b and turn == other_turn for (a, turn), (b, other_turn) in zip(one.loops, update.loops, strict=False)
-        )
-    )
+    return update is not None and one.loops[: len(update.loops)] == update.loops
 
 
 def _report(view: View, span: Span, event: Event, window: Window) -> Report:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.knowledge.schedulers import scheduler_kind
 from acclint.rules.base import Intent, Move, Report, Resize, Rule
-from acclint.rules.windows import View, held, views, weaker
+from acclint.rules.windows import View, held, owner_phrase, views, weaker
 from acclint.simulate.trace import Event, Loop, Run
 from acclint.simulate.values import Num, Scheduler, Value, numeric, roots_of
 
@@ -116,12 +116,39 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             calls.setdefault(event.data["scheduler"], []).append(event)
     for scheduler, events in calls.items():
         view = _lane_of(scheduler, accumulating)
+        if view is None and (report := _too_seldom(analysis, run, scheduler, events)) is not None:
+            found.append(report)
         if view is None or any(event.data["absolute"] for event in events):
             continue
         report = _report(view, scheduler, events)
         if report is not None:
             found.append(report)
     return found
+
+
+def _too_seldom(analysis: Analysis, run: Run, scheduler: Scheduler, events: list[Event]) -> Report | None:
+    """A schedule for each update of an optimizer that does not accumulate, stepped under another one's window test."""
+    for view in views(analysis, run):
+        if view.lane.optimizer is not scheduler.optimizer or scheduler.optimizer is None or view.k != 1:
+            continue
+        own = {guard.span for window in view.closed if window.update for guard in window.update.guards}
+        tests = {guard for event in events for guard in event.guards if guard.modulus and guard.span not in own}
+        if not tests or 2 * len(events) > len(view.closed) or not _with_updates(view, events):
+            continue
+        if _unit(view, scheduler, _counts(view)[0]) not in ("micro-batches", "updates"):
+            continue
+        return Report(
+            events[0].span,
+            f"the schedule is as long as the updates of {owner_phrase(view)}, one per micro-batch, but it is stepped "
+            "only at the end of a window: most of it never runs",
+            Severity.WARNING,
+            view.confidence,
+            notes=(("the schedule's length", scheduler.span), ("the window test", next(iter(tests)).span)),
+            assumptions=view.notes(),
+            intents=(Intent("display", "step the scheduler with each update of its optimizer"),),
+            evidence=view.proof(),
+        )
+    return None
 
 
 def _lane_of(scheduler: Scheduler, accumulating: list[View]) -> View | None:
@@ -152,8 +179,6 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     notes = view.related()
     k = view.k_phrase()
     if any(event.data["metric"] for event in events) or scheduler.cadence == "metric":
-        if per_update and not _with_updates(view, inside or events):
-            return None  # As often as the updates, but at another place: at the end of each pass.
         how = "micro-batch" if per_micro else "update"
         return Report(
             events[0].span,
@@ -250,19 +275,19 @@ def _resized(view: View, scheduler: Scheduler) -> tuple[Intent, ...]:
     )
 
 
+def _with_updates(view: View, events: list[Event]) -> bool:
+    """Whether most of the steps are in a turn of the loop over micro-batches that updates."""
+    turns = {_turn(view, window.update) for window in view.closed if window.update is not None}
+    return 2 * sum(_turn(view, event) in turns for event in events) > len(events)
+
+
+def _turn(view: View, event: Event) -> tuple[int, int] | None:
+    return next(((loop.entry, turn) for loop, turn in event.loops if view.micro and loop.span == view.micro.span), None)
+
+
 def _in_update_loop(view: View, events: list[Event]) -> bool:
     update = view.update
     return update is not None and bool(events) and len(events[0].loops) == len(update.loops)
-
-
-def _with_updates(view: View, events: list[Event]) -> bool:
-    """Whether most of the events are in a turn that also updates."""
-    turns = {_turn(window.update) for window in view.closed if window.update is not None}
-    return sum(_turn(event) in turns for event in events) > 0.5 * len(events)
-
-
-def _turn(event: Event) -> tuple[tuple[int, int], ...]:
-    return tuple((loop.entry, turn) for loop, turn in event.loops)
 
 
 def _factor(loop: Loop) -> float:

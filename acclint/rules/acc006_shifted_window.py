@@ -116,6 +116,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 or _inverted(view, gate, sizes)
                 or _late(view, gate, sizes)
                 or _borrowed(view, gate, sizes)
+                or _another_number(view, gate, sizes)
                 or _irregular(view, gate)
             )
         else:
@@ -126,9 +127,12 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
 
 
 def _weighs_one(view: View, window: Window) -> bool:
-    """Whether the micro-batches of a window weigh 1 together, as those of a full window should."""
+    """Whether the means of the micro-batches of a window weigh 1 together, as those of a full window should."""
     site = view.backwards(window)[0].site
-    weights = [view.effective(window, one)[1] for one in view.backwards(window) if one.site == site]
+    calls = [view.effective(window, one) for one in view.backwards(window) if one.site == site]
+    if any(term is not None and term.reduction == "sum" for term, _ in calls):
+        return False
+    weights = [weight for _, weight in calls]
     return view.scale_known and abs(sum(abs(float(weight)) for weight in weights) - 1) < 1e-6
 
 
@@ -267,6 +271,35 @@ def _borrowed(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         f"the loss is divided by {divisor:g}",
         Severity.ERROR,
         (Intent("display", "give the update a window test of its own, with the number that the loss is divided by"),),
+    )
+
+
+def _another_number(view: View, gate: Guard, sizes: list[int]) -> Report | None:
+    """The window test goes by a number that cannot be what the loss is divided by: `% 5` or `% (k + 1)`, and `/ k`."""
+    modulus = gate.modulus
+    said = {text for span, text in view.texts.moduli.items() if inside(span, gate.span)}
+    if not isinstance(modulus, int) or len(sizes) < 2 or modulus not in sizes or len(said) != 1:
+        return None
+    calls = [(window, call) for window in view.closed for call in view.backwards(window)]
+    found = {divisor for _, call in calls for divisor in call.divisors}
+    (test,) = said
+    if len(found) != 1 or any(len(call.divisors) != 1 or not call.known_scale for _, call in calls):
+        return None
+    ((divisor, is_k, place),) = found
+    word = view.texts.divisors.get(place, "")
+    derived = test in (f"{word} + 1", f"{word} - 1")
+    named = is_k or is_accumulation_name(word.rpartition(".")[2])
+    if not word or divisor == modulus or not (derived or (named and test.isdigit())):
+        return None
+    if any(abs(abs(float(view.effective(*one)[1])) * float(divisor) - 1) > 1e-6 for one in calls):
+        return None
+    return _report(
+        view,
+        gate.span,
+        f"the window test goes by `{test}` micro-batches and the loss is divided by `{word}`: the updates of "
+        f"{owner_phrase(view)} are {modulus / float(divisor):.3g} times as large as the mean over their window",
+        Severity.ERROR,
+        (Intent("display", "let the window test and the division of the loss go by the same number"),),
     )
 
 

@@ -120,7 +120,14 @@ def _judge(run: Run) -> list[Report]:
             continue
         # Where the updates use `.grad` itself, the sum may be meant for a log.
         level = Confidence.HIGH if event.span in written else Confidence.LOW if run.of("update") else Confidence.MEDIUM
-        numbers = event.data["numbers"]
+        around = {loop for loop, _ in event.loops}
+        numbers = [
+            number
+            for number in event.data["numbers"]
+            if any(loop in around for loop, _ in run.backwards[number].event.loops)
+        ]
+        if not numbers:
+            continue  # What is added again was left by another loop, and nothing in this one adds to it.
         first = run.backwards[numbers[0]]
         found[event.span] = Report(
             event.span,

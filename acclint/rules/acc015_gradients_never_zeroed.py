@@ -95,7 +95,7 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
     for view in views(analysis, run):
-        if len(view.closed) < 2 or view.micro is None:
+        if len(view.closed) < 2:
             continue
         stale = stale_windows(view)
         if len(stale) < 0.5 * (len(view.closed) - 1):
@@ -142,6 +142,8 @@ def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...
     told = (
         "zero the gradients behind the update; a learning rate tuned with the growing gradients may have to be raised"
     )
+    if not all(view.sizes):
+        return (Intent("display", "update only where a backward pass has run since the last update, and then zero"),)
     ways: list[tuple[Action, ...]] = []
     if view.lane.optimizer is not None:
         ways.append((Zero(update.span, view.lane.optimizer.name),))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
-from acclint.rules.base import Report, Rule
+from acclint.rules.base import Action, Intent, Move, Report, Rule, Shift
 from acclint.rules.windows import held
-from acclint.simulate.trace import Event, Run
+from acclint.simulate.trace import Backward, Event, Run
 from acclint.simulate.values import numeric, roots_of
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ for epoch in range(3):
 ## Fix safety
 
 Unsafe: the counter is raised for each micro-batch instead, and whatever else reads it as a number of updates then
-sees k times as many.
+sees k times as many. A counter that is raised in another function than backward is left alone.
 
 ## References
 
@@ -128,7 +128,7 @@ def _stands_still(events: list[Event]) -> bool:
 def _only_update_counts(run: Run, test: Event) -> bool:
     """Whether the update and the counting both wait for the test, in its block or behind the jump it guards."""
     updates = [event for event in run.of("update") if any(guard.span == test.span for guard in event.guards)]
-    return len(updates) < 2 and test.data["steps"] and test.data["raises"]
+    return bool(len(updates) < 2 and test.data["steps"] and test.data["sets"])
 
 
 def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Report:
@@ -145,8 +145,27 @@ def _report(analysis: Analysis, run: Run, span: Span, events: list[Event]) -> Re
         Severity.ERROR,
         Confidence.HIGH,
         notes=notes,
+        intents=_intents(events, backwards),
         evidence={"scope": list(events[-1].loops[-1][0].span)},
     )
+
+
+def _last_of_turn(backwards: list[Backward]) -> Span:
+    """The last backward call of the first micro-batch."""
+    turn = backwards[0].event.loops
+    return [one.span for one in backwards if one.event.loops == turn][-1]
+
+
+def _intents(events: list[Event], backwards: list[Backward]) -> tuple[Intent, ...]:
+    """Raise the counter behind the backward pass of each micro-batch; the test then sees it one further."""
+    told = "raise the counter for each micro-batch; whatever reads it as a number of updates then sees k times as many"
+    raises, test = events[0].data["raises"], events[0].span
+    if len(raises) != 1 or not backwards:
+        return (Intent("display", told),)
+    (at,) = raises
+    move = Move(at, behind=_last_of_turn(backwards))
+    ways: tuple[tuple[Action, ...], ...] = ((move,), (move, Shift(test, -1)))
+    return tuple(Intent("unsafe", told, way, regroups=True) for way in ways)
 
 
 RULE = Rule(

@@ -100,11 +100,9 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             for backward in view.backwards(window):
                 if backward.span in found or not backward.terms:
                     continue
-                report = (
-                    _under_window_test(view, window, backward)
-                    or _whole_turn_gated(view, window, backward)
-                    or _behind_loop(view, backward)
-                )
+                report = _under_window_test(view, window, backward)
+                if report is None and len(backward.terms) == 1:
+                    report = _whole_turn_gated(view, window, backward) or _behind_loop(view, backward)
                 if report is not None:
                     found[backward.span] = report
     return list(found.values())
@@ -117,36 +115,40 @@ def _under_window_test(view: View, window: Window, backward: Backward) -> Report
     if guard is None:
         return None
     term = backward.terms[0][0]
+    counts: list[tuple[int, int]] = []
     for site in {one.site for one, _ in backward.terms}:
         same = [one for one in view.run.terms if one.site == site]
-        sent = sum(1 for one in same if one.sent)
-        wasted = len(same) - sent
-        if wasted < sent or wasted < 3:
-            return None
+        counts.append((len(same), sum(1 for one in same if one.sent)))
+    if any(made - sent < max(sent, 3) for made, sent in counts):
+        return None
+    made, sent = counts[0]
     notes = (("the window test", guard.span), ("the loss is computed here every time", term.span))
-    return _report(view, backward, term, f"1 of {round(len(same) / sent) if sent else guard.modulus}", notes)
+    return _report(view, backward, term, f"1 of {round(made / sent) if sent else guard.modulus}", notes)
 
 
 def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report | None:
     """Forward, backward and update all wait for the window test, and the one loss is divided by the window's length."""
     assert window.update is not None
     guard = _window_guard(backward, {guard.span for guard in window.update.guards})
+    turns = [event.loops for event in view.run.of("test") if guard is not None and event.span == guard.span]
     if (
         guard is None
+        or guard.modulus is None
         or view.k != 1
-        or len(backward.terms) > 1
         or not backward.known_scale
-        or not isinstance(guard.modulus, int)
+        or backward.event.loops not in turns
     ):
         return None
     moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
     names = {text.rpartition(".")[2] for text in moduli}
-    divided = []
+    divided = [event.span for event in window.edits if view.texts.divisors.get(event.span) in moduli]
     for value, is_k, span in backward.divisors:
         said = view.texts.divisors.get(span, "")
         alike = is_k or said.rpartition(".")[2] in names or (not moduli and not said.isdigit())
         if said in moduli or (value == guard.modulus and alike):
             divided.append(span)
+    if not divided:
+        divided += [span for span in view.texts.divided if inside(span, backward.span)]
     term, weight = view.effective(window, backward)
     optimizer = view.lane.optimizer
     if optimizer is not None and optimizer.plain_sgd and roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
@@ -160,8 +162,6 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
 def _behind_loop(view: View, backward: Backward) -> Report | None:
     """Backward stands behind the loop over the micro-batches, and gets the loss of the last one."""
     term = backward.terms[0][0]
-    if len(backward.terms) > 1:
-        return None
     wasted = wasted_siblings(view.run, backward, term)
     if not wasted:
         return None
@@ -195,7 +195,7 @@ def _report(view: View, backward: Backward, term: Term, part: str, notes: tuple[
 def _window_guard(backward: Backward, around: set[Span]) -> Guard | None:
     """A window test that guards both the backward call and the update."""
     for guard in reversed(backward.event.guards):
-        if guard.modulus is not None and guard.span in around and isinstance(guard.modulus, int) and guard.modulus > 1:
+        if guard.modulus is not None and guard.span in around and guard.modulus > 1:
             return guard
     return None
 

@@ -41,12 +41,8 @@ def zeroed_after(view: View, but: set[Span]) -> bool:
     updates = [window.update for window in view.closed if window.update is not None]
     zeros = [event for event in view.run.of("zero") if event.span not in but]
     return bool(updates) and all(
-        any(zero.number > update.number and _same_turn(zero, update) for zero in zeros) for update in updates
+        any(zero.number > update.number and zero.loops == update.loops for zero in zeros) for update in updates
     )
-
-
-def _same_turn(one: Event, other: Event) -> bool:
-    return [(id(loop), turn) for loop, turn in one.loops] == [(id(loop), turn) for loop, turn in other.loops]
 
 
 def divided_rate(view: View) -> bool:

@@ -151,18 +151,31 @@ def _stretch(world: World, machine: Machine) -> None:
     run = machine.run
     tests: dict[Span, list[Event]] = {}
     for event in run.of("test"):
-        if event.loops and event.data["steps"]:
+        if event.loops:
             tests.setdefault(event.span, []).append(event)
     for events in tests.values():
+        _lengthen(world, run, events)
         outer = [guard for guard in events[0].guards if guard.modulus is not None and guard.outcome]
         product = events[0].data["modulus"]
         if not outer or any(event.data["outcome"] for event in events) or not isinstance(product, int):
+            continue
+        if not events[0].data["steps"]:
             continue
         for guard in outer:
             product *= guard.modulus if isinstance(guard.modulus, int) else 1
         if 1 < product <= MAX_PERIOD and product not in world.literal_ks:
             world.literal_ks.add(product)
             raise Restart
+
+
+def _lengthen(world: World, run: Run, events: list[Event]) -> None:
+    """A window test that all training waits for, in a loop that was not run for as long: run on for three windows."""
+    last, k = events[-1], events[0].data["modulus"]
+    if run.backwards or len({event.data["outcome"] for event in events}) > 1 or not last.data["trains"]:
+        return
+    if last.loops[-1][0].level == "outer" and isinstance(k, int) and world.outer_turns < 3 * k <= MAX_PERIOD:
+        world.outer_turns = 3 * k
+        raise Restart
 
 
 def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:

@@ -42,14 +42,6 @@ class Conditions(Methods):
             inner = test.operand
             flipped = None if want is None else not want
             return not self.decide(inner, frame, flipped, guard, lambda: not desired(), stmt)
-        if type(test) is p.IfElse and type(test.body) is p.Const and type(test.orelse) is p.Const:
-            # `True if done % k == 0 else False`
-            first, second = bool(test.body.value), bool(test.orelse.value)
-            if first and not second:
-                return self.decide(test.test, frame, want, guard, desired, stmt)
-            if second and not first:
-                flipped = None if want is None else not want
-                return not self.decide(test.test, frame, flipped, guard, lambda: not desired(), stmt)
         if type(test) is p.Bool:
             is_and = test.op == "and"
             for part in test.values:
@@ -57,6 +49,12 @@ class Conditions(Methods):
                 if outcome != is_and:
                     return outcome
             return is_and
+        if type(test) is p.IfElse:
+            chosen = self.decide(test.test, frame, None, guard, desired, stmt)
+            part = test.body if chosen else test.orelse
+            if type(part) is p.Const:
+                return bool(part.value)
+            return self.decide(part, frame, want, guard, desired, stmt)
         value = self.eval(test, frame)
         return self.truth(value, test, guard, desired if want is None else (lambda: bool(want)), stmt)
 
@@ -262,12 +260,14 @@ def since(expr: p.Expr, stmt: p.If) -> bool:
 
 
 def bare(test: p.Expr) -> p.Expr:
-    """A test without `bool(...)` and `True if ... else False` around it."""
+    """A test without `bool(...)`, `True if ... else False` (and the other way round) around it."""
     while True:
         if isinstance(test, p.Call) and len(test.args) == 1 and text(test.func) in ("bool", "builtins.bool"):
             test = test.args[0]
         elif isinstance(test, p.IfElse) and (text(test.body), text(test.orelse)) == ("True", "False"):
             test = test.test
+        elif isinstance(test, p.IfElse) and (text(test.body), text(test.orelse)) == ("False", "True"):
+            return p.Unary(test.span, "not", test.test)
         else:
             return test
 

@@ -108,6 +108,7 @@ class Core:
         self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
+        self.hooked: set[Owner] = set()  # parameters whose gradients a hook may scale before they are added
         self.layers: dict[Span, list[Owner]] = {}  # BatchNorm layers by the place that makes them
         self.always: set[Span] = set()  # those without running statistics
         self.norms_off: set[Owner] = set()  # modules whose BatchNorm layers a loop puts into eval mode

@@ -15,6 +15,9 @@ from acclint.simulate.vocabulary import word_set
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
 _KEEPS_GRAD = word_set("clone detach to cpu cuda float double half view flatten reshape data")
 
+# What a function names that reads or writes gradients of its own.
+_ELSEWHERE = frozenset({"grad", "zero_grad", "backward", "step"})
+
 
 PROBE = -1  # stands for a backward call, to see what a hook makes of its gradient
 
@@ -149,11 +152,17 @@ class Gradients(Updates):
             self.set_requires_grad(owner.owner, True)
         if name == "register_hook" and args and type(args[0]) is Closure and self.hook_scales(owner, args[0], span):
             return self.opaque("handle", "handle")
-        if name == "register_hook" or name == "register_post_accumulate_grad_hook":
+        if name == "register_hook" and args and type(args[0]) is Closure and self._sees_one(args[0]):
+            self.hooked.add(owner.owner)
+        elif name == "register_hook" or name == "register_post_accumulate_grad_hook":
             self.event("hook", span)
         if name in ("size", "numel", "__len__", "dim"):
             return owner.size if name == "size" and owner.size is not None else self.number("shape", "size")
         return owner
+
+    def _sees_one(self, hook: Closure) -> bool:
+        """Whether a hook of this file works on the gradient it is given only: it can scale it, and zeroes nothing."""
+        return _ELSEWHERE.isdisjoint(self.scanner.reach(hook.function.body))
 
     def grad_method(self, owner: v.Grad, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         if not owner.shared:

@@ -307,7 +307,7 @@ class Iteration(Gradients):
         if level == "window":
             return self.assignment.k
         if level == "outer":
-            return self.assignment.epochs
+            return max(self.assignment.epochs, self.world.outer_turns)
         return QUIET_TURNS
 
     @staticmethod

@@ -106,8 +106,6 @@ class Machine(Statements):
         handler = FUNCTIONS.get(path) or (TORCHLIKE.get(last) if top in _TORCH_TOPS else None)
         if handler is not None:
             return handler(self, args, keywords, span)
-        if path.startswith("torch.Tensor.") and args and type(args[0]) is Tensor:
-            return self.method(args[0], last, args[1:], keywords, expr, frame)
         kind = optimizers.optimizer_kind(path)
         if kind is not None:
             return self.make_optimizer(path, kind, args, keywords, span)

@@ -7,8 +7,11 @@ events can happen inside, through the functions and methods of the file that are
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from acclint import program as p
 from acclint.knowledge import names
+from acclint.program import Span
 from acclint.simulate.vocabulary import ZEROING, word_set
 
 BACKWARD = frozenset({"backward", "manual_backward", "scale_loss", "accumulate_gradients"})
@@ -21,6 +24,18 @@ _COMMON = word_set(
 )
 
 _JUMPS = (p.Continue, p.Return)
+
+
+class Waiting(NamedTuple):
+    """What waits for a test: whether an optimizer is stepped and backward called, and what the test reads assigned.
+
+    `raises` are the statements that add to what the test reads.
+    """
+
+    steps: bool
+    trains: bool
+    sets: bool
+    raises: tuple[Span, ...]
 
 
 class Scan:
@@ -42,7 +57,6 @@ class Scan:
         self.grad = False
         self.grows = False
         self.torch = False
-        self.writes: set[str] = set()
 
 
 class Scanner:
@@ -55,8 +69,8 @@ class Scanner:
         self._scans: dict[int, tuple[object, Scan]] = {}
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
         self._named: list[tuple[str, str]] = []
-        self._behind: dict[int, tuple[p.Stmt, ...]] = {}
-        self._waiting: dict[int, tuple[bool, bool]] = {}
+        self._behind: dict[Span, tuple[p.Stmt, ...]] = {}
+        self._waiting: dict[Span, Waiting] = {}
         self._collect(program.body, None)
         for name, other in self._named:
             # `backward_pass = amp_backward_pass`
@@ -70,7 +84,7 @@ class Scanner:
         for at, stmt in enumerate(body):
             kind = type(stmt)
             if isinstance(stmt, p.If) and not stmt.orelse and stmt.body and isinstance(stmt.body[-1], _JUMPS):
-                self._behind[id(stmt)] = body[at + 1 :]
+                self._behind[stmt.span] = body[at + 1 :]
             if kind is p.Define:
                 assert isinstance(stmt, p.Define)
                 where = self.methods if cls is not None else self.functions
@@ -113,7 +127,6 @@ class Scanner:
         elif kind is p.Augment:
             assert isinstance(stmt, p.Augment)
             found.grows |= stmt.op == "+" and not isinstance(stmt.value, p.Const)
-            found.writes.add(text(stmt.target))
         elif kind is p.Assign:
             assert isinstance(stmt, p.Assign)
             if isinstance(stmt.value, p.Binary):
@@ -121,8 +134,6 @@ class Scanner:
             found.grows |= isinstance(stmt.targets[0], p.Index)
             if isinstance(stmt.value, p.Name):
                 found.calls.add(stmt.value.id)  # a function under another name is there to be called
-            for target in stmt.targets:
-                found.writes |= {text(one) for one in (target.items if isinstance(target, p.Sequence) else (target,))}
         elif kind is p.Class:
             assert isinstance(stmt, p.Class)
             found.torch |= self.scan(stmt.body).torch
@@ -143,7 +154,6 @@ class Scanner:
         found.grad |= inside.grad
         found.grows |= inside.grows
         found.torch |= inside.torch
-        found.writes |= inside.writes
         if jumps:
             found.loops += inside.loops
             found.jumps |= inside.jumps
@@ -218,31 +228,6 @@ class Scanner:
         self._reach[id(body)] = (body, result)
         return result
 
-    def waits(self, stmt: p.If) -> tuple[bool, bool]:
-        """Whether a step, and whether an assignment to a variable of the test, waits for the test.
-
-        In one of its blocks or behind the jump that it guards, and in the functions and methods of the file that are
-        called from there.
-        """
-        kept = self._waiting.get(id(stmt))
-        if kept is None:
-            behind = self._behind.get(id(stmt))
-            blocks = (stmt.body, stmt.orelse) if behind is None else (behind,)
-            read, writes = _variables(stmt.test), set[str]()
-            todo, seen = list(blocks), set[int]()
-            while todo:
-                part = todo.pop()
-                if id(part) in seen:
-                    continue
-                seen.add(id(part))
-                found = self.scan(part)
-                writes |= found.writes
-                todo += [one.body for name in found.calls for one in self.functions.get(name, ())]
-                todo += [one.body for name in found.own for one in self.methods.get(name, ())]
-            steps = any("step" in self.reach(block) for block in blocks)
-            kept = self._waiting[id(stmt)] = (steps, not read.isdisjoint(writes))
-        return kept
-
     def has_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         return not BACKWARD.isdisjoint(self.reach(body))
 
@@ -271,6 +256,39 @@ class Scanner:
                 gate |= isinstance(stmt, p.If) and _has_remainder(stmt.test) and "step" in self.scan(stmt.body).attrs
         return backward and gate
 
+    def waiting(self, stmt: p.If) -> Waiting:
+        """What waits for a test: in its blocks or, where it guards a jump, behind it; with the functions called."""
+        kept = self._waiting.get(stmt.span)
+        if kept is None:
+            behind = self._behind.get(stmt.span)
+            blocks = (stmt.body, stmt.orelse) if behind is None else (behind,)
+            read = _variables(stmt.test)
+            reached = [one for block in blocks for one in self._reached(block)]
+            sets = [one for one in reached if not read.isdisjoint(map(text, _assigned(one)))]
+            steps = any("step" in self.reach(block) for block in blocks)
+            trains = any(self.has_backward(block) for block in blocks)
+            raises = tuple(one.span for one in sets if _adds(one))
+            kept = self._waiting[stmt.span] = Waiting(steps, trains, bool(sets), raises)
+        return kept
+
+    def _reached(self, block: tuple[p.Stmt, ...]) -> list[p.Stmt]:
+        """The statements of a block, nested ones too, and those of the functions and methods of the file it calls."""
+        found: list[p.Stmt] = []
+        todo, seen = [block], set[int]()
+        while todo:
+            part = todo.pop()
+            if id(part) in seen:
+                continue
+            seen.add(id(part))
+            called = self.scan(part)
+            for stmt in part:
+                found.append(stmt)
+                todo += bodies(stmt)
+            todo += [function.body for name in called.calls for function in self.functions.get(name, ())]
+            own = called.own | (called.attrs - _COMMON)
+            todo += [function.body for name in own for function in self.methods.get(name, ())]
+        return found
+
     def has_nested_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a loop inside, here or in a function called from here, reaches a backward call."""
         todo, seen = [body], set()
@@ -289,8 +307,23 @@ class Scanner:
         return False
 
 
+def _assigned(stmt: p.Stmt) -> list[p.Expr]:
+    """What a statement assigns to, the items of a tuple each."""
+    if isinstance(stmt, p.Augment):
+        return [stmt.target]
+    targets = stmt.targets if isinstance(stmt, p.Assign) else ()
+    return [one for target in targets for one in (target.items if isinstance(target, p.Sequence) else (target,))]
+
+
+def _adds(stmt: p.Stmt) -> bool:
+    """Whether a statement adds to what it assigns: `n += 1`, `n = n + 1`."""
+    if isinstance(stmt, p.Augment):
+        return stmt.op == "+"
+    return isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and stmt.value.op == "+"
+
+
 def _variables(test: p.Expr) -> set[str]:
-    """The variables that a test reads."""
+    """The names, attributes and entries that a test reads."""
     found: set[str] = set()
     todo = [test]
     while todo:

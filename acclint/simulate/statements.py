@@ -133,10 +133,9 @@ class Statements(Expressions):
     def tested(self, stmt: p.If, guard: Guard) -> None:
         """A window test was made.
 
-        `steps` and `raises` say what waits for it: an update, a change of its counter; `known` says that the test holds
-        no unknown.
+        `steps`, `trains`, `sets` and `raises` say what waits for it (`scan.Waiting`), `known` that the test holds no
+        unknown.
         """
-        steps, raises = self.scanner.waits(stmt)
         self.event(
             "test",
             stmt.test.span,
@@ -144,8 +143,7 @@ class Statements(Expressions):
             modulus=guard.modulus,
             counter=guard.counter,
             known=not guard.roots,
-            steps=steps,
-            raises=raises,
+            **self.scanner.waiting(stmt)._asdict(),
         )
 
     def do_for(self, stmt: p.For, frame: Frame) -> str | None:
@@ -235,7 +233,10 @@ class Statements(Expressions):
         level = self.level(stmt)
         loop = Loop(stmt.span, self.entries, "while", level)
         self.entries += 1
-        cap = {"micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2, "outer": self.assignment.epochs + 1}
+        cap = {
+            "micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2,
+            "outer": self.wanted_turns("outer") + 1,
+        }
         limit = cap.get(level, 3 * self.world.turns(self.assignment) if level == "window" else QUIET_TURNS)
         bounded = not (isinstance(stmt.test, p.Const) and stmt.test.value)
         if bounded and level in ("micro", "window"):

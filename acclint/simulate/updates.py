@@ -13,6 +13,8 @@ from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, Para
 from acclint.simulate.vocabulary import ZEROING
 from acclint.simulate.world import Restart
 
+_BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
+
 
 class Updates(Losses):
     """What reads and writes gradients by the usual calls."""
@@ -43,6 +45,7 @@ class Updates(Losses):
         ):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
             reached = known[0].parts
+        sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and loss.sure, loss.divisors, self.replaying > 0)
         )
@@ -71,20 +74,20 @@ class Updates(Losses):
                 self.replaying -= 1
         if optimizer.gate is not None and not optimizer.gate.sync:
             return
-        hooks = list(optimizer.attrs.get("<hooks>", ()))
-        for when, hook in hooks:
-            if when == "pre":
-                self.invoke(hook, [optimizer, (), {}], {}, span)
+        self.run_hooks(optimizer, _BEFORE_STEP, span)
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
-        for when, hook in hooks:
-            if when == "post":
-                self.invoke(hook, [optimizer, (), {}], {}, span)
+        self.run_hooks(optimizer, _AFTER_STEP, span)
 
     @staticmethod
     def is_computed(value: Value) -> bool:
         """Whether a value was computed from data or by a model: a loss, and no closure."""
         return type(value) is Tensor or (type(value) is Opaque and (value.graph or bool(value.batch)))
+
+    def run_hooks(self, optimizer: v.Optimizer, name: str, span: Span) -> None:
+        """The hooks that the file has registered around the step of an optimizer."""
+        for hook in optimizer.attrs.get(name, ()):
+            self.call_value(hook, [optimizer, (), {}], span)
 
     def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
         if scheduler.gate is not None and not scheduler.gate.sync:
@@ -220,8 +223,8 @@ class Updates(Losses):
             owner.attrs.pop("<groups>", None)
         elif name in ("train", "eval"):
             return None
-        elif name in ("register_step_pre_hook", "register_step_post_hook") and args and type(args[0]) is Closure:
-            owner.attrs.setdefault("<hooks>", []).append((name.split("_")[2], args[0]))
+        elif name in (_BEFORE_STEP, _AFTER_STEP) and args and type(args[0]) is Closure:
+            owner.attrs.setdefault(name, []).append(args[0])
         elif name.startswith("register_"):
             self.event("hook", span)
         elif name == "clip_master_grads":

@@ -58,6 +58,7 @@ class World:
     texts: dict[Span, str] = field(default_factory=dict)
     hints: dict[str, Number] = field(default_factory=dict)
     literal_ks: set[int] = field(default_factory=set)
+    outer_turns: int = 0  # of loops around loops that train, where more than the epochs are worth running
     loud: set[Span] = field(default_factory=set)
     raised: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)

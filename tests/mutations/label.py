@@ -443,8 +443,10 @@ def _defect(new: Owner, old: Owner, mutant: Summary, original: Summary) -> Defec
     if usual == k:
         if not _close(ratios[0], 1.0):
             if mean and k > 1 and _close(ratios[0], k):
-                # One call for the sum instead of the mean of what it is made from is another loss, perhaps a meant one.
-                return Defect(("ACC001", "ACC021"), f"scale {ratios[0]:.3g}: not divided", sure=not _one_call(old))
+                # One call for the sum instead of the mean of what it is made from is another loss, perhaps a meant one;
+                # so is a sum in which a part that weighed little has grown.
+                sure = _grown(full, before, k) and not _one_call(old)
+                return Defect(("ACC001", "ACC021"), f"scale {ratios[0]:.3g}: not divided", sure)
             if _close(ratios[0] * k, 1.0):
                 return Defect(("ACC010", "ACC026"), f"scale {ratios[0]:.3g}: divided twice", sure=False)
             # Some of the calls are divided, or some are left out.
@@ -454,6 +456,9 @@ def _defect(new: Owner, old: Owner, mutant: Summary, original: Summary) -> Defec
     if all(_close(window.total, scale) for window in after):
         return Defect((), "another window, rightly divided")
     odd = len(sizes) - sizes.count(usual)
+    epoch = len(new.calls) // max(mutant.epochs, 1)
+    if len(set(sizes[1:])) == 1 and sizes[0] < sizes[1] == epoch:  # a window, then always with the rest of an epoch
+        return Defect(("ACC006", "ACC026", "ACC007"), f"windows of {sizes[0]} divided for {k}", sure=False)
     regular = sizes[0] == usual and (odd == 0 or (odd <= mutant.epochs < len(sizes) and odd == _at_ends(new, usual)))
     if sizes[0] and _leaking(new, sizes[0]):
         regular, usual = True, sizes[0]
@@ -464,6 +469,12 @@ def _defect(new: Owner, old: Owner, mutant: Summary, original: Summary) -> Defec
     if regular:
         return Defect(("ACC006", "ACC026"), f"windows of {usual} divided for {k}", sure=False)
     return _shape(sizes, [window.size for window in before], k, mutant.epochs)
+
+
+def _grown(windows: Sequence[_Window], before: Sequence[_Window], by: int) -> bool:
+    """Whether the main part of the losses weighs `by` times what it did too, not their sum alone."""
+    old = next((window.shares for window in before if window.size == windows[0].size), ())
+    return all(_close(share, by * other) for share, other in zip(windows[0].shares, old, strict=False))
 
 
 def _total(windows: Sequence[_Window], k: int) -> float | None:
