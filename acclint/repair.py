@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,13 +27,15 @@ MAX_ROUNDS = 20
 class Repair:
     """One file after fixing. `outcome` is what is still found in `new`; `old` is the file as it was.
 
-    `fixed` are the findings whose rewrite is in `new`; `error` says why the file was not written, though it changed.
+    `fixed` are the findings whose rewrite is in `new`, `refused` those whose rewrite was proven alone but would bring
+    another finding in the whole file; `error` says why the file was not written, though it changed.
     """
 
     outcome: Outcome
     old: bytes
     new: bytes
     fixed: tuple[Finding, ...] = ()
+    refused: tuple[Finding, ...] = ()
     error: str = ""
 
     @property
@@ -42,6 +44,8 @@ class Repair:
 
     def diff(self) -> str:
         """The unified difference, by cell for a notebook; "" if there is none."""
+        if self.old == self.new:
+            return ""  # Perhaps nothing that can be read as Python.
         old, new = _texts(self.old, self.name), _texts(self.new, self.name)
         parts: list[str] = []
         for cell, lines in old.items():
@@ -121,7 +125,7 @@ def fix_bytes(data: bytes, target: Target, unsafe: bool) -> Repair:
                 done += chosen
                 break
         else:
-            return Repair(outcome, data, now, tuple(done))
+            return Repair(outcome, data, now, tuple(done), tuple(wanted))
     # Two rewrites undo each other: the file stays as it was.
     return Repair(check_bytes(data, target), data, data, error="the rewrites do not come to an end")
 
@@ -154,16 +158,16 @@ def _tried(data: bytes, outcome: Outcome, chosen: list[Finding], target: Target)
         return None
     after = check_bytes(new, target)
     gone = Counter(finding.code for finding in chosen)
-    was, now = _counts(outcome), _counts(after)
+    was, now = _counts(outcome, gone), _counts(after, gone)
     if after.error or any(now[code] > was[code] - gone[code] for code in {*was, *now}):
         return None
     return new, after
 
 
-def _counts(outcome: Outcome) -> Counter[str]:
-    """How many findings of each code there are, those below the thresholds too, but for mere information."""
-    hidden = [item.finding for item in outcome.hidden if item.finding.severity is not Severity.INFO]
-    return Counter(finding.code for finding in (*outcome.result.findings, *hidden))
+def _counts(outcome: Outcome, codes: Container[str]) -> Counter[str]:
+    """How many findings of each code there are, those below the thresholds too; mere information only of `codes`."""
+    findings = (*outcome.result.findings, *(item.finding for item in outcome.hidden))
+    return Counter(one.code for one in findings if one.severity is not Severity.INFO or one.code in codes)
 
 
 def _texts(data: bytes, name: str) -> Lines:

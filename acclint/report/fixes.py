@@ -45,11 +45,12 @@ def summary(repairs: Repairs, *, unsafe: bool, dry: bool) -> str:
     if more and not unsafe:
         text += f"; {more} more with --unsafe-fixes"
     lines = [f"{text}."]
-    lines += [_refused(finding) for finding in left if finding.fix is not None and finding.fix.reason]
+    lines += [_refused(finding, finding.fix.reason) for finding in left if finding.fix and finding.fix.reason]
+    together = "its rewrite would bring another finding"
+    lines += [_refused(finding, together) for repair in repairs.repairs for finding in repair.refused]
     lines += [f"  {repair.name} stays as it was: {repair.error}" for repair in repairs.repairs if repair.error]
     return "\n".join(lines)
 
 
-def _refused(finding: Finding) -> str:
-    assert finding.fix is not None
-    return f"  not fixed: {location(finding.place)} {finding.code}: {finding.fix.reason}"
+def _refused(finding: Finding, reason: str) -> str:
+    return f"  not fixed: {location(finding.place)} {finding.code}: {reason}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from acclint.discover import Target
-from acclint.findings import Edit, Place
+from acclint.findings import Edit, Place, Severity
 from acclint.fix.files import Unwritable, edited, write
 from acclint.fix.tree import Refused
 from acclint.repair import fix_bytes, fix_file
@@ -34,6 +34,7 @@ for i, (x, y) in enumerate(loader):
         opt.zero_grad()
 """
 FIXED = LOOP.replace("loss.backward()", "(loss / K).backward()")
+SHIFTED = FIXED.replace("(i + 1) % K", "i % K").replace("loader", "range(10)").replace("i, (x, y)", "i, x")
 
 
 def target(path: Path) -> Target:
@@ -55,6 +56,23 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
     repair = fix_file(target(path), unsafe=False, dry=True)
     assert path.read_text() == LOOP
     assert "-    loss.backward()\n+    (loss / K).backward()" in repair.diff()
+
+
+def test_a_file_that_is_no_text_has_no_difference(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_bytes(b"\xff\xfe\x00")
+    repair = fix_file(target(path), unsafe=False, dry=True)
+    assert repair.diff() == ""
+    assert repair.outcome.result.findings or repair.outcome.error
+
+
+def test_mere_information_that_a_rewrite_brings_does_not_hinder_it(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    path.write_text(SHIFTED)
+    everything = Settings(min_severity=Severity.INFO)
+    repair = fix_file(Target(path, path.name, everything), unsafe=False, dry=True)
+    assert [finding.code for finding in repair.fixed] == ["ACC006"]
+    assert [finding.code for finding in repair.outcome.result.findings] == ["ACC007"]
 
 
 @pytest.mark.parametrize(
