@@ -231,10 +231,7 @@ def test_unknown_optimizers_and_factories() -> None:
     assert optimizers.optimizer_kind("torch.optim.lr_scheduler.StepLR") is None
     assert optimizers.optimizer_kind("torch.optim.lr_scheduler.Optimizer") is None
     assert optimizers.optimizer_kind("") is None
-    factory = optimizers.optimizer_kind("timm.optim.create_optimizer_v2")
-    assert factory is not None and factory.named_by == "opt"
-    assert optimizers.optimizer_kind_by_name("adamw") == optimizers.optimizer_kind("torch.optim.AdamW")
-    assert optimizers.optimizer_kind_by_name("no-such") is None
+    assert optimizers.optimizer_kind("timm.optim.create_optimizer_v2") is not None
     lbfgs = optimizers.optimizer_kind("torch.optim.LBFGS")
     assert lbfgs is not None and lbfgs.closure
 

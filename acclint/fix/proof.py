@@ -1,8 +1,9 @@
 """Whether a rewrite did what it is for and nothing else: the loops before and after it, side by side.
 
-A rewrite is proven when the finding is gone, nothing new is reported, every update that was right still is, every full
-window of the optimizer that the finding is about is right, and no other event of the run came, went or moved to
-another cadence. All of it must hold under both assignments of numbers and on every path that was run.
+A rewrite is proven when the finding is gone, nothing new is reported, every update that was right still is, every
+weight that changed is right, and no other event of the run came, went or moved to another cadence: under both
+assignments of numbers and on every path that was run. On the path that the source suggests, every full window of the
+optimizer that the finding is about must be right as well; other paths may be wrong for reasons of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from acclint.findings import Severity
 from acclint.judge import Judged
 from acclint.program import Span
 from acclint.rules.base import Detach, Intent, Report, Rule
+from acclint.rules.precedence import owners
 from acclint.simulate.facts import common_size, window_size
 from acclint.simulate.trace import Backward, Lane, Run, Window
 from acclint.source import split_lines
@@ -141,7 +143,7 @@ def _events(one: Run, other: Run, rule: Rule, intent: Intent) -> str:
 
 
 def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, base: bool) -> Iterator[str]:
-    about = _owners(report)
+    about = owners(report)
     if [lane.name for lane in one.lanes] != [lane.name for lane in other.lanes]:
         yield "another optimizer or other parameters would be updated"
         return
@@ -266,10 +268,3 @@ def _weights(backward: Backward) -> tuple[bool, set[float]]:
     together = max((sum(weights) for weights in sites.values()), default=1.0)
     alone = max((max(weights) for weights in sites.values()), default=1.0)
     return any(term.reduction == "sum" for term, _ in backward.terms), {alone, together}
-
-
-def _owners(report: Report) -> set[object]:
-    found = report.evidence.get("contributions")
-    if not isinstance(found, (list, tuple)):
-        return set()
-    return {one["owner"] for one in found if isinstance(one, dict) and "owner" in one}

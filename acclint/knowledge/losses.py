@@ -89,9 +89,6 @@ def _table() -> dict[str, str]:
 
 _REDUCTIONS = _table()
 
-MEAN_OUTPUTS = frozenset({"torch.nn.AdaptiveLogSoftmaxWithLoss"})
-"""Modules whose output has a `.loss` that is a mean (torch 2.13.0, torch/nn/modules/adaptive.py)."""
-
 
 def reduction_of(path: str) -> str | None:
     """The reduction of a loss class or function when no argument changes it: "mean", "sum", "none", or None (unknown).

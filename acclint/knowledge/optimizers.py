@@ -16,8 +16,7 @@ class OptimizerKind:
     `scale_invariant`: multiplying every gradient by one constant leaves the updates as they are. `coupled_decay`: a
     `weight_decay` other than 0 is added to the gradient and breaks that. `decoupling` is the keyword that switches to
     decoupled decay, `decoupled_value` its value for that. `eps` is the default added to the denominator (None: none).
-    `closure`: step() needs a closure that calls backward. `named_by` is the argument of a factory that holds the
-    optimizer's name (see `optimizer_kind_by_name`), and `name_position` its position.
+    `closure`: step() needs a closure that calls backward.
     """
 
     name: str
@@ -28,8 +27,6 @@ class OptimizerKind:
     decoupled_value: bool = True
     eps: float | None = None
     closure: bool = False
-    named_by: str = ""
-    name_position: int | None = None
 
     def is_invariant(self, arguments: dict[str, object]) -> bool:
         """Whether the optimizer built with these keyword arguments is scale-invariant.
@@ -231,9 +228,7 @@ _SINGLE: dict[str, OptimizerKind] = {
 
 _FACTORIES: dict[str, OptimizerKind] = {
     # timm 1.0.31 optim/_optim_factory.py: create_optimizer_v2(model_or_params, opt="sgd", ...).
-    "timm.optim.create_optimizer_v2": OptimizerKind(
-        "create_optimizer_v2", scale_invariant=False, named_by="opt", name_position=1
-    ),
+    "timm.optim.create_optimizer_v2": OptimizerKind("create_optimizer_v2", scale_invariant=False),
     "timm.optim.create_optimizer": OptimizerKind("create_optimizer", scale_invariant=False),
     # Lookahead and ZeRO wrap another optimizer, which is the one to ask about.
 }
@@ -272,39 +267,3 @@ def optimizer_kind(path: str) -> OptimizerKind | None:
     if package == "timm.optim.optim_factory" or package == "timm.optim._optim_factory":
         return _FACTORIES.get(f"timm.optim.{name}")
     return None
-
-
-_BY_NAME: dict[str, OptimizerKind] = {
-    "sgd": _TORCH["SGD"],
-    "momentum": _TORCH["SGD"],
-    "nesterov": _TORCH["SGD"],
-    "adam": _TORCH["Adam"],
-    "adamw": _TORCH["AdamW"],
-    "nadam": _TORCH["NAdam"],
-    "nadamw": _TIMM["NAdamW"],
-    "radam": _TORCH["RAdam"],
-    "adamax": _TORCH["Adamax"],
-    "adadelta": _TORCH["Adadelta"],
-    "adagrad": _TORCH["Adagrad"],
-    "rmsprop": _TORCH["RMSprop"],
-    "rmsproptf": _TIMM["RMSpropTF"],
-    "adafactor": _TIMM["Adafactor"],
-    "adamp": _TIMM["AdamP"],
-    "sgdp": _TIMM["SGDP"],
-    "sgdw": _TIMM["SGDW"],
-    "adan": _TIMM["Adan"],
-    "lamb": _TIMM["Lamb"],
-    "lars": _TIMM["Lars"],
-    "lion": _TIMM["Lion"],
-    "madgrad": _TIMM["MADGRAD"],
-    "novograd": _TIMM["NvNovoGrad"],
-    "fusedsgd": _APEX["FusedSGD"],
-    "fusedadamw": _FUSED_ADAM,
-    "fusedlamb": _APEX["FusedLAMB"],
-}
-"""timm 1.0.31 timm/optim/_optim_factory.py: the names of create_optimizer_v2's `opt`."""
-
-
-def optimizer_kind_by_name(name: str) -> OptimizerKind | None:
-    """The optimizer that a timm factory makes for `opt=name`; None for an unknown name."""
-    return _BY_NAME.get(name.lower().rpartition("_")[2])

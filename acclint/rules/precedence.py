@@ -44,11 +44,11 @@ def same_mistake(one: Report, other: Report) -> bool:
     scope = one.evidence.get("scope")
     if scope is None or scope != other.evidence.get("scope"):
         return False
-    mine, theirs = _owners(one), _owners(other)
+    mine, theirs = owners(one), owners(other)
     return not mine or not theirs or bool(mine & theirs)
 
 
-def _owners(report: Report) -> set[object]:
+def owners(report: Report) -> set[object]:
     """The optimizers or parameter owners that a report is about; empty if it does not say."""
     found = report.evidence.get("contributions")
     if not isinstance(found, (list, tuple)):

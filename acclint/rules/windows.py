@@ -226,8 +226,7 @@ class View:
         gate, micro = self.gate, self.micro
         if gate is not None and gate.bound_span is not None:
             return gate.bound_span
-        if gate is not None and gate.remainder not in (None, NOWHERE):
-            assert gate.remainder is not None
+        if gate is not None and gate.remainder is not None and gate.remainder != NOWHERE:
             return self.texts.operands.get(gate.remainder, gate.remainder)
         if micro is not None and micro.level == "window":
             return self.texts.counts.get(micro.span) or self.k_text

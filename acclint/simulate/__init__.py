@@ -12,7 +12,6 @@ from functools import cached_property
 
 from acclint import program as p
 from acclint.knowledge import names
-from acclint.knowledge.names import is_batch_size_name
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.entries import drive
@@ -269,7 +268,7 @@ def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
         sizes |= _gate_sizes(gate, assigned, world.counters)
     world.k_divisions.update(span for span, divisor in quotients if divisor in sizes)
     tested = {divisor.rpartition(".")[2] for _, divisor in quotients if divisor in sizes}
-    world.accumulation_names |= {name for name in tested if not is_batch_size_name(name)}
+    world.accumulation_names |= {name for name in tested if not names.is_batch_size_name(name)}
     for span, divisor in quotients:
         analysis.divisors.setdefault(span, divisor)
 

@@ -8,7 +8,7 @@ from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.operators import Operators
-from acclint.simulate.values import Closure, Instance, Loader, Num, Opaque, Value, numeric
+from acclint.simulate.values import Closure, Instance, Num, Opaque, Value, numeric
 
 
 class Frameworks(Operators):
@@ -46,8 +46,6 @@ class Frameworks(Operators):
             for one in args:
                 if type(one) is v.Optimizer or type(one) is v.Scheduler:
                     one.gate = owner
-                elif type(one) is Loader:
-                    one.prepared = True
                 elif type(one) is Opaque and names.is_optimizer_name(one.name):
                     self.as_optimizer(one).gate = owner
                 elif type(one) is Opaque and names.is_scheduler_name(one.name):

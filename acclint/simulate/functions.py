@@ -742,17 +742,16 @@ def _cycle(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
     stop = source.stop if type(source) is Range and numeric(source.start) == 0 and numeric(source.step) == 1 else None
     period = numeric(stop)
 
+    def counted(item: Value) -> Value:
+        """0 to k - 1 again and again is a counter's remainder."""
+        return item if period is None else Num(numeric(item), NO_ROOTS, span, (period, roots_of(stop), item, NOWHERE))
+
     def pull() -> Any:
         for _ in range(64):
             empty = True
             for item in m.stream(source, span).pull if not isinstance(source, list) else list(source):
                 empty = False
-                # 0 to k - 1 again and again is a counter's remainder.
-                yield (
-                    item
-                    if period is None
-                    else Num(numeric(item), NO_ROOTS, span, (period, roots_of(stop), item, NOWHERE))
-                )
+                yield counted(item)
             if empty:
                 return
 

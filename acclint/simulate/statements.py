@@ -69,11 +69,8 @@ class Statements(Expressions):
         target, source = stmt.targets[0], stmt.value
         if not (isinstance(target, p.Attr) and target.name == "grad"):
             return False
-        while isinstance(source, (p.Call, p.Attr)) or (isinstance(source, p.Index) and source is not stmt.value):
-            inner = source.func if isinstance(source, p.Call) else source.value
-            if isinstance(source, p.Index):
-                break
-            source = inner
+        while isinstance(source, (p.Call, p.Attr)):
+            source = source.func if isinstance(source, p.Call) else source.value
         owner, whole = self.eval(target.value, frame), None
         if isinstance(source, p.Index) and isinstance(source.value, p.Name):
             whole = self.eval(source.value, frame)

@@ -289,7 +289,7 @@ class Unknown(Modules):
         if last == "scale_loss" and args:
             return ("scaled", args[0])
         if names.is_scaler_name(last) and last[:1].isupper():
-            return v.Scaler(last, combined=True)
+            return v.Scaler(last)
         for one in values:
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
                 self.engine_driven.append((one, path))

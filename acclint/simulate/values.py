@@ -279,13 +279,12 @@ class Scheduler:
 
 
 class Scaler:
-    """torch.amp.GradScaler, or an object like it; `combined` ones are called with loss and optimizer (timm)."""
+    """torch.amp.GradScaler, or an object like it, perhaps called with loss and optimizer (timm)."""
 
-    __slots__ = ("combined", "name")
+    __slots__ = ("name",)
 
-    def __init__(self, name: str, combined: bool = False) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self.combined = combined
 
 
 class Accelerator:
@@ -335,7 +334,7 @@ class Dataset:
 class Loader:
     """A DataLoader or another source of micro-batches. `length` is its number of batches, `batch_size` their size."""
 
-    __slots__ = ("attrs", "batch_size", "batch_span", "key", "length", "micro", "name", "prepared")
+    __slots__ = ("attrs", "batch_size", "batch_span", "key", "length", "micro", "name")
 
     def __init__(self, key: str, length: Value, batch_size: Value = None, batch_span: Span | None = None) -> None:
         self.key = key
@@ -343,7 +342,6 @@ class Loader:
         self.length = length
         self.batch_size = batch_size
         self.batch_span = batch_span
-        self.prepared = False
         self.micro = True
         self.attrs: dict[str, Value] = {}
 
@@ -374,7 +372,7 @@ class Opaque:
     says whether it may be a differentiable result. `attrs` remembers what was stored on it.
     """
 
-    __slots__ = ("attrs", "batch", "calls", "graph", "hint", "key", "name", "owner", "owners", "span", "volatile")
+    __slots__ = ("attrs", "batch", "graph", "hint", "key", "name", "owner", "owners")
 
     def __init__(
         self,
@@ -384,7 +382,6 @@ class Opaque:
         graph: bool = False,
         owner: Owner | None = None,
         batch: frozenset[int] = frozenset(),
-        volatile: bool = False,
     ) -> None:
         self.key = key
         self.name = name
@@ -392,7 +389,6 @@ class Opaque:
         self.graph = graph
         self.owner = owner
         self.batch = batch
-        self.volatile = volatile
         self.hint = ""
         self.attrs: dict[str, Value] = {}
 
