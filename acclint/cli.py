@@ -119,14 +119,14 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
         _fail("--unsafe-fixes goes with --fix or --diff")
     if "-" in paths and len(paths) > 1:
         _fail("`-` cannot be combined with other paths")
+    if options["stdin_filename"] and "-" not in paths:
+        _fail("--stdin-filename names what `-` reads, but `-` is not among the paths")
     if fixes and not options["show_files"]:
         _fix(paths, finder, output_format, _colours(color), options)
         return
     if "-" in paths:
         data, target = _input(options, finder)
         result = lint.collect([lint.check_bytes(data, target)] if target is not None else [])
-    elif options["stdin_filename"]:
-        _fail("--stdin-filename names what `-` reads, but `-` is not among the paths")
     elif options["show_files"]:
         found = discover(paths or (".",), finder, options["force_exclude"])
         for target in found.targets:

@@ -162,6 +162,7 @@ def test_exit_1_with_findings(folder: Path) -> None:
         (["check", "--jobs", "0"], "--jobs"),
         (["check", "-", "a.py"], "cannot be combined"),
         (["check", "--stdin-filename", "a.py"], "`-` is not among the paths"),
+        (["check", "--fix", "--stdin-filename", "a.py"], "`-` is not among the paths"),
         (["explain", "ACC901"], "did you mean ACC001?"),
         (["explain"], "Missing argument"),
         (["train.py"], "did you mean `acclint check train.py`?"),
