@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from acclint import program as p
-from acclint.knowledge import names
 from acclint.program import Span
-from acclint.simulate import values as v
 from acclint.simulate.entries import drive
 from acclint.simulate.facts import LoopFacts, describe
 from acclint.simulate.machine import Machine
-from acclint.simulate.scan import Scanner, bodies, children, counted, expressions, plain_test, text
+from acclint.simulate.scan import Scanner
+from acclint.simulate.survey import survey
 from acclint.simulate.trace import Event, Run
 from acclint.simulate.values import PyRaise
-from acclint.simulate.vocabulary import ZEROING
 from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
 
 __all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute"]
@@ -85,8 +83,8 @@ def analyze(
     if not scanner.has_backward(program.body) and not _any_function_backward(scanner) and not _may_keep(scanner):
         return analysis
     world = World(program, scanner, accumulation_names, reductions or {})
-    _prepare(world, program, analysis)
     world.texts = analysis.texts
+    survey(world, analysis)
     base = _settled(world, ASSIGNMENTS[0], {})
     if base is None:
         return analysis
@@ -175,182 +173,3 @@ def _lengthen(world: World, run: Run, events: list[Event]) -> None:
     if last.loops[-1][0].level == "outer" and isinstance(k, int) and world.outer_turns < 3 * k <= MAX_PERIOD:
         world.outer_turns = 3 * k
         raise Restart
-
-
-def _prepare(world: World, program: p.Program, analysis: Analysis) -> None:
-    """One walk over the program: names that are zeroed (optimizers by use), divisions by k, texts of expressions."""
-    todo: list[tuple[p.Stmt, ...]] = [program.body]
-    sizes: set[str] = set()
-    quotients: list[tuple[Span, str]] = []
-    gates: list[p.Expr] = []
-    assigned: dict[str, p.Expr] = {}
-    while todo:
-        block = todo.pop()
-        for at, stmt in enumerate(block):
-            todo += bodies(stmt)
-            sizes |= _loop_sizes(stmt, world.scanner)
-            if isinstance(stmt, p.If) and _gates_step(stmt, block[at + 1 :], world.scanner):
-                gates.append(stmt.test)
-            if isinstance(stmt, p.Assign):
-                assigned.update((one.id, stmt.value) for one in stmt.targets if isinstance(one, p.Name))
-            if isinstance(stmt, p.Define):
-                todo.append(stmt.function.body)
-            elif isinstance(stmt, p.Class):
-                todo.append(stmt.body)
-            if isinstance(stmt, p.If):
-                _note_updates(stmt, world)
-            if isinstance(stmt, (p.If, p.While)):
-                analysis.texts[stmt.test.span] = text(stmt.test)
-            if isinstance(stmt, p.For):
-                analysis.texts[stmt.span] = text(stmt.iterable)
-                analysis.texts[stmt.iterable.span] = text(stmt.iterable)
-                analysis.counts[stmt.span] = counted(stmt.iterable)
-            if isinstance(stmt, p.Augment):
-                analysis.texts[stmt.span] = f"{text(stmt.target)} {stmt.op}= {text(stmt.value)}"
-                if stmt.op == "/" and world.is_accumulation(text(stmt.value).rpartition(".")[2]):
-                    world.k_divisions.add(stmt.span)
-                if stmt.op == "/":
-                    quotients.append((stmt.span, text(stmt.value)))
-                analysis.divisors[stmt.span] = text(stmt.value)
-                if stmt.op in ("+", "-"):
-                    world.counters.add(text(stmt.target))
-                if stmt.op == "+" and isinstance(stmt.value, p.Const):
-                    last = text(stmt.target).rpartition(".")[2]
-                    world.raised.add(last if isinstance(stmt.target, p.Name) else f".{last}")
-            if isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and stmt.value.op in ("+", "-"):
-                world.counters.update(text(one) for one in stmt.targets if text(one) == text(stmt.value.left))
-            exprs = list(expressions(stmt))
-            while exprs:
-                one = exprs.pop()
-                exprs += children(one)
-                kind = type(one)
-                if kind is p.Binary:
-                    analysis.texts[one.span] = text(one)
-                    if one.op in ("/", "*"):  # type: ignore[attr-defined]
-                        analysis.divisors[one.span] = _divisor(one.right)  # type: ignore[attr-defined]
-                        if one.op == "/":  # type: ignore[attr-defined]
-                            analysis.divided[one.span] = one.right.span  # type: ignore[attr-defined]
-                            sizes |= _micro_batches_over(one, world)
-                            quotients.append((one.span, text(one.right)))  # type: ignore[attr-defined]
-                        if world.is_accumulation(text(one.right).rpartition(".")[2]):  # type: ignore[attr-defined]
-                            world.k_divisions.add(one.span)
-                    if one.op == "//":  # type: ignore[attr-defined]
-                        sizes |= _micro_batches_over(one, world)
-                    if one.op == "%":  # type: ignore[attr-defined]
-                        analysis.operands[one.span] = one.right.span  # type: ignore[attr-defined]
-                        analysis.moduli[one.span] = text(one.right)  # type: ignore[attr-defined]
-                elif kind is p.Call:
-                    assert isinstance(one, p.Call)
-                    analysis.texts[one.span] = text(one)
-                    func = one.func
-                    if isinstance(func, p.Attr) and func.name in ZEROING:
-                        name = text(func.value).rpartition(".")[2]
-                        world.zeroed_names.add(name)
-                    if isinstance(func, p.Attr):
-                        analysis.receivers[one.span] = text(func.value)
-                        if func.name == "append":
-                            world.filled.add(text(func.value))
-                        if func.name in _CUTS and len(one.args) > 0:
-                            sizes |= _names_of(one.args[0])
-                        if func.name in ("div", "div_") and len(one.args) == 1:
-                            quotients.append((one.span, text(one.args[0])))
-                    elif isinstance(func, p.Extern) and len(one.args) == 2:
-                        last = func.path.rpartition(".")[2]
-                        if last in _CUTS:
-                            sizes |= _names_of(one.args[1])
-                        elif func.path in ("torch.div", "torch.true_divide"):
-                            quotients.append((one.span, text(one.args[1])))
-                elif kind is p.Lambda:
-                    assert isinstance(one, p.Lambda)
-                    todo.append(one.function.body)
-    # Whatever it is called: a division by the very expression that sizes the windows is a division by k.
-    for gate in gates:
-        sizes |= _gate_sizes(gate, assigned, world.counters)
-    world.k_divisions.update(span for span, divisor in quotients if divisor in sizes)
-    tested = {divisor.rpartition(".")[2] for _, divisor in quotients if divisor in sizes}
-    world.accumulation_names |= {name for name in tested if not names.is_batch_size_name(name)}
-    for span, divisor in quotients:
-        analysis.divisors.setdefault(span, divisor)
-
-
-def _note_updates(stmt: p.If, world: World) -> None:
-    """Under which outcome of a test updates happen; None where two places differ."""
-    body, orelse = ("step" in world.scanner.reach(part) for part in (stmt.body, stmt.orelse))
-    if body != orelse:
-        key, negated = plain_test(stmt.test)
-        known = world.updating.setdefault(key, body != negated)
-        if known != (body != negated):
-            world.updating[key] = None
-
-
-def _divisor(expr: p.Expr) -> str:
-    """What a product or quotient divides by: `k` in `loss / k` and in `loss * (1 / k)`."""
-    whole = isinstance(expr, p.Binary) and expr.op == "/" and text(expr.left) in ("1", "1.0")
-    return text(expr.right) if whole and isinstance(expr, p.Binary) else text(expr)
-
-
-# Calls that cut a batch into as many parts as their argument says.
-_CUTS = frozenset({"chunk", "tensor_split"})
-
-
-def _names_of(expr: p.Expr) -> set[str]:
-    return {text(expr)} if isinstance(expr, (p.Name, p.Attr)) else set()
-
-
-def _micro_batches_over(expr: p.Expr, world: World) -> set[str]:
-    """What the length of a loader is divided by, to count updates: k, unless its name says something else."""
-    assert isinstance(expr, p.Binary)
-    length, divisor = expr.left, text(expr.right)
-    if not (isinstance(length, p.Call) and text(length.func) in ("len", "builtins.len") and len(length.args) == 1):
-        return set()
-    if not names.is_loader_name(text(length.args[0]).rpartition(".")[2]):
-        return set()
-    role = world.role_of(divisor, divisor.rpartition(".")[2])
-    return {divisor} if role == "" and isinstance(expr.right, (p.Name, p.Attr, p.Index)) else set()
-
-
-def _loop_sizes(stmt: p.Stmt, scanner: Scanner) -> set[str]:
-    """The name that says how many micro-batches a loop without an update goes through."""
-    if not (isinstance(stmt, p.For) and isinstance(stmt.iterable, p.Call) and len(stmt.iterable.args) == 1):
-        return set()
-    inside = scanner.reach(stmt.body)
-    if text(stmt.iterable.func) in ("range", "builtins.range") and "backward" in inside and "step" not in inside:
-        return _names_of(stmt.iterable.args[0])
-    return set()
-
-
-def _gates_step(stmt: p.If, rest: tuple[p.Stmt, ...], scanner: Scanner) -> bool:
-    """Whether a test decides about a `step`: in its block, or behind the jump that it guards."""
-    if "step" in scanner.scan(stmt.body).attrs:
-        return True
-    jumps = bool(stmt.body) and isinstance(stmt.body[-1], (p.Continue, p.Return)) and not stmt.orelse
-    return jumps and "step" in scanner.scan(rest).attrs
-
-
-def _gate_sizes(test: p.Expr, assigned: dict[str, p.Expr], counters: set[str]) -> set[str]:
-    """The names that a window test takes for k: a modulus, or what a counter is compared with."""
-    found: set[str] = set()
-    exprs, followed = [test], set[str]()
-    while exprs:
-        one = exprs.pop()
-        exprs += children(one)
-        if isinstance(one, p.Name) and one.id in assigned and one.id not in followed:
-            followed.add(one.id)
-            if isinstance(assigned[one.id], (p.Binary, p.Compare, p.Bool, p.Unary)):
-                exprs.append(assigned[one.id])
-        elif isinstance(one, p.Binary) and one.op == "%":
-            found |= _names_of(one.right)
-        elif isinstance(one, p.Compare) and len(one.ops) == 1:
-            left, right = _counts(one.left, counters), _counts(one.rights[0], counters)
-            if left != right:
-                found |= _names_of(one.rights[0] if left else one.left)
-    return found
-
-
-def _counts(expr: p.Expr, counters: set[str]) -> bool:
-    if isinstance(expr, p.Binary) and expr.op in ("+", "-"):
-        return _counts(expr.left, counters) or _counts(expr.right, counters)
-    return text(expr) in counters
-
-
-__all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute", "v"]
