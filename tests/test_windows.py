@@ -211,3 +211,54 @@ for epoch in range(3):
             sched.step(nn.functional.mse_loss(net(x), y).item())
 """
     assert "ACC004" not in codes(body)
+
+
+IMPORTED = """\
+{imports}
+def train(loader, model, optimizer):
+    for epoch in range({epochs}):
+        for i, batch in enumerate(loader):
+            loss = nn.functional.mse_loss(model(batch["x"]), batch["y"]){division}
+            loss.backward()
+            if (i + 1) % {k} == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "epochs", "k"),
+    [
+        ("import config", "config.EPOCHS", "config.ACCUMULATION"),
+        ("import config", "config.EPOCHS", "config.train['accumulation']"),
+        ("from config import EPOCHS, WINDOW", "EPOCHS", "WINDOW"),
+        ("from settings import *", "EPOCHS", "WINDOW"),
+    ],
+)
+def test_numbers_of_other_modules(imports: str, epochs: str, k: str) -> None:
+    assert codes(IMPORTED.format(imports=imports, epochs=epochs, k=k, division=f" / {k}")) == []
+    assert codes(IMPORTED.format(imports=imports, epochs=epochs, k=k, division="")) == ["ACC001"]
+
+
+SEVERAL = """\
+class A:
+    def fit(self, loader, model, optimizer, k):
+        for i, (x, y) in enumerate(loader):
+            optimizer.zero_grad()
+            (nn.functional.mse_loss(model(x), y) / k).backward()
+            if (i + 1) % k == 0:
+                optimizer.step()
+
+
+class B:
+    def fit(self, loader, model, optimizer, k):
+        for i, (x, y) in enumerate(loader):
+            (nn.functional.mse_loss(model(x), y) / k).backward()
+            if (i + 1) % k == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+"""
+
+
+def test_optimizers_of_different_loops_are_no_rivals() -> None:
+    assert codes(SEVERAL) == ["ACC002"]

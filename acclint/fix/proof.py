@@ -88,11 +88,12 @@ class _Call:
 class _Update:
     """One window of a lane.
 
-    `stale`: it holds micro-batches that an earlier update has used. `lost`: some of its own are missing. `excess`: the
+    `numbers` are the backward calls in it. `stale`: it holds micro-batches that an earlier update has used. `lost`: some of its own are missing. `excess`: the
     weights of one place are more than one batch together.
     """
 
     size: int
+    numbers: frozenset[int]
     full: bool
     stale: bool
     lost: bool
@@ -186,7 +187,8 @@ def _sensible(updates: list[_Update]) -> bool:
 
 def _worse(was: _Update, then: _Update) -> bool:
     return (
-        (then.stale and not was.stale)
+        (was.right and then.numbers != was.numbers)
+        or (then.stale and not was.stale)
         or (then.lost and not was.lost)
         or (then.excess and not was.excess and not was.lost)
         or (then.full and was.right and not then.right)
@@ -249,6 +251,7 @@ def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
             total[backward.site] = total.get(backward.site, 0.0) + amount * min(weights)
     return _Update(
         size,
+        frozenset(number for number, amount in window.row.items() if amount),
         full=size == k,
         stale=bool(used & set(window.row)),
         lost=any(not window.row.get(backward.number) for backward in seen),

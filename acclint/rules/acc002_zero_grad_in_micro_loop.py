@@ -102,11 +102,17 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     used = {number for lane in run.lanes for window in lane.windows if window.update for number in window.row}
+    wiped: dict[int, Event] = {}  # by what a backward call was first thrown away, of whichever optimizer
+    for lane in run.lanes:
+        for window in lane.windows:
+            for number, event in window.lost.items():
+                if number not in wiped or event.number < wiped[number].number:
+                    wiped[number] = event
     found: list[Report] = []
     for view in views(analysis, run):
         places: dict[Span, list[tuple[Event, Window]]] = {}
         for window in view.closed:
-            for event in _discarding(view, window, used):
+            for event in _discarding(view, window, used, wiped):
                 places.setdefault(event.span, []).append((event, window))
                 break
         for span, cases in places.items():
@@ -117,7 +123,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     return found
 
 
-def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
+def _discarding(view: View, window: Window, used: set[int], wiped: dict[int, Event]) -> Iterator[Event]:
     """The zeroing events that threw away micro-batches of this window while its loop was running."""
     by_site: dict[tuple[Span, ...], list[int]] = {}
     for backward in view.backwards(window):
@@ -125,6 +131,8 @@ def _discarding(view: View, window: Window, used: set[int]) -> Iterator[Event]:
             by_site.setdefault(backward.site, []).append(backward.number)
     for numbers in by_site.values():
         lost = [number for number in numbers if number in window.lost and number not in used]
+        # What another loop has thrown away before is its business.
+        lost = [number for number in lost if _beside(wiped[number], window.lost[number])]
         if not lost:
             continue
         event = window.lost[lost[0]]
@@ -198,9 +206,7 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
         for one in {event.number: event for window in view.windows for event in window.zeros}.values()
         if _beside(one, event) and not any(_same_turn(one, update) and one.number > update.number for update in updates)
     ]
-    # Alone, the zeroing would make way for an undivided sum.
     divisions = divide(undivided(view, [window]), view.k_place) if kept and view.k > 1 else ()
-    told = "zero the gradients behind the update" + (f", and divide the loss by {k}" if divisions else "")
     confidence = weaker(view.confidence, Confidence.HIGH)
     if view.micro is not None and view.micro.kind == "call":
         confidence = Confidence.LOW
@@ -211,19 +217,21 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
         confidence,
         notes=tuple(view.related()),
         assumptions=view.notes(),
-        intents=_intents(view, event, told, zeros, divisions),
+        intents=_intents(view, event, zeros, divisions),
         evidence=view.proof(),
     )
 
 
-def _intents(
-    view: View, event: Event, told: str, zeros: list[Event], divisions: tuple[Action, ...]
-) -> tuple[Intent, ...]:
-    """Zero behind the update; or, where the zeroing waits for a test and the update for another, update before it."""
-    behind = [
-        Intent("safe", f"{told}: every micro-batch then counts", (*way, *divisions))
-        for way in zero_behind_update(view, zeros)
-    ]
+def _intents(view: View, event: Event, zeros: list[Event], divisions: tuple[Action, ...]) -> tuple[Intent, ...]:
+    """Zero behind the update; or, where the zeroing waits for a test and the update for another, update before it.
+
+    Where that alone makes way for an undivided sum, the loss is divided as well.
+    """
+    told, ways = "zero the gradients behind the update", zero_behind_update(view, zeros)
+    behind = [Intent("safe", f"{told}: every micro-batch then counts", way) for way in ways]
+    if divisions:
+        also = f"{told}, and divide the loss by {view.k_phrase()}: every micro-batch then counts"
+        behind += [Intent("safe", also, (*way, *divisions)) for way in ways]
     update = view.update
     if update is None or {guard.span for guard in event.guards} == {guard.span for guard in update.guards}:
         return tuple(behind)

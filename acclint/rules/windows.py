@@ -137,13 +137,20 @@ class View:
 
     # --- confidence ---
 
+    def _has_rivals(self) -> bool:
+        """Whether another optimizer that nothing is known about is stepped in the same loop."""
+        mine = self.lane.optimizer
+        loops = {loop for window in self.closed if window.update for loop, _ in window.update.loops}
+        rivals = [lane for lane in self.run.lanes if lane.optimizer is not mine and lane.parts_unknown]
+        steps = [window.update for lane in rivals for window in lane.windows if window.update is not None]
+        return any(not loops.isdisjoint(loop for loop, _ in step.loops) for step in steps)
+
     @cached_property
     def assumptions(self) -> list[tuple[Confidence, str, Span | None]]:
         found: list[tuple[Confidence, str, Span | None]] = []
         optimizer = self.lane.optimizer
         if optimizer is not None and not optimizer.known:
-            unknown = [one for one in self.run.optimizers if not one.known and one.parts is None]
-            if len(unknown) > 1:
+            if self.lane.parts_unknown and self._has_rivals():
                 found.append((Confidence.LOW, f"which parameters `{optimizer.name}` holds is not known", None))
             else:
                 found.append(

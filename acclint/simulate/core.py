@@ -132,11 +132,13 @@ class Core:
         return kept
 
     def as_number(self, value: Value) -> Value:
-        """`value` if it is a number; an unknown without a graph becomes the number of its key; else None."""
+        """`value` if it is a number; an unknown without a graph, or what another file holds, becomes one; else None."""
         if numeric(value) is not None:
             return value
         if type(value) is Opaque and not value.graph:
             return self.number(value.key, value.name)
+        if type(value) is Imported:
+            return self.number(value.path, value.path.rpartition(".")[2])
         return None
 
     def is_k(self, value: Value) -> bool:

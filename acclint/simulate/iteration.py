@@ -235,7 +235,12 @@ class Iteration(Gradients):
                 fits = 1 < count <= 8
             if loop.level == "micro" and "length" in known_roles and count <= 70:
                 fits = True
-            if loop.level == "micro" and known_roles == {"k"} and type(stop_value) is Num and stop_value.born != NOWHERE:
+            if (
+                loop.level == "micro"
+                and known_roles == {"k"}
+                and type(stop_value) is Num
+                and stop_value.born != NOWHERE
+            ):
                 fits = fits or 2 < count <= 70  # `len(loader) // k` of a loader that is known
             if not fits:
                 if strided:

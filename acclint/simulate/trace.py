@@ -118,6 +118,11 @@ class Lane:
     def name(self) -> str:
         return self.optimizer.name if self.optimizer is not None else self.owner.name
 
+    @property
+    def parts_unknown(self) -> bool:
+        """Whether nothing is known about the optimizer, not even which parameters it holds."""
+        return self.optimizer is not None and not self.optimizer.known and self.optimizer.parts is None
+
 
 @dataclass(eq=False, slots=True)
 class Condition:

@@ -43,6 +43,9 @@ BY_HAND = {
     "ACC006/bad_under_logging_test": "what was meant is not clear",
 }
 
+# What the numbers of a right rewrite cannot tell from a mistake.
+MEANT = {"ACC002/bad_parts_of_a_contrastive_loss": {"ACC001", "ACC021"}}  # each loss is that of the whole window
+
 
 def fixed(path: Path, *, unsafe: bool = False) -> Repair:
     return fix_bytes(path.read_bytes(), Target(path, str(path), EVERYTHING), unsafe)
@@ -66,7 +69,7 @@ def test_a_safe_rewrite_is_right(path: Path, oracle: Oracle) -> None:
     assert code not in {finding.code for finding in repair.outcome.result.findings}
     measured = oracle.measure(repair.new.decode())
     assert measured.outcome == "finished", measured.error
-    wrong = shown(measured)
+    wrong = shown(measured) - MEANT.get(name_of(path), set())
     # What the script has besides, at the level of mere information.
     assert wrong <= {rule for rule in claims(path) if rule != code} - {finding.code for finding in repair.fixed}
 
