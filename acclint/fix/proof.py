@@ -88,8 +88,8 @@ class _Call:
 class _Update:
     """One window of a lane.
 
-    `numbers` are the backward calls in it. `stale`: it holds micro-batches that an earlier update has used. `lost`: some of its own are missing. `excess`: the
-    weights of one place are more than one batch together.
+    `numbers` are the backward calls in it. `stale`: it holds micro-batches that an earlier update has used. `lost`:
+    some of its own are missing. `excess`: the weights of one place are more than one batch together.
     """
 
     size: int

@@ -418,6 +418,7 @@ class _Lowerer(Names):
         source = "." * node.level + (node.module or "")
         for alias in node.names:
             if alias.name == "*":
+                self.bind_wildcard()
                 out.append(Import(span, "*", source))
                 continue
             path = source + alias.name if source.endswith(".") else f"{source}.{alias.name}"

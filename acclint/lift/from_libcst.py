@@ -785,6 +785,7 @@ class _Lowerer(Names):
         self.token(6)
         if isinstance(node.names, cst.ImportStar):
             self.token(1)
+            self.bind_wildcard()
             out.append(Import(self.span(start), "*", source))
             return
         if node.lpar is not None:

@@ -15,6 +15,15 @@ from acclint.program import Stmt
 
 _Result = TypeVar("_Result")
 
+# What these names are in training code, where a wildcard import may have brought them.
+_CONVENTIONAL = {
+    "torch": "torch",
+    "nn": "torch.nn",
+    "F": "torch.nn.functional",
+    "optim": "torch.optim",
+    "DataLoader": "torch.utils.data.DataLoader",
+}
+
 
 class Frame:
     """The names of one scope: `kind` is "module", "class" or "function".
@@ -42,6 +51,7 @@ class Names:
     def __init__(self) -> None:
         self.top = self.scope = Frame("module", None)
         self.importable: set[str] = set()
+        self.wildcard = False  # whether there is a `from ... import *`
         self.mentions: set[str] = set()
         self.known: dict[object, Frame] = {}
 
@@ -63,6 +73,10 @@ class Names:
         scope.imports.setdefault(name, path)
         self.importable.add(name)
 
+    def bind_wildcard(self) -> None:
+        self.wildcard = True
+        self.importable.update(_CONVENTIONAL)
+
     def resolve(self, name: str) -> str | None:
         """The dotted path, if only imports bind the name as it is seen from here."""
         innermost = self.top if name in self.scope.globals else self.scope
@@ -81,6 +95,9 @@ class Names:
                     scope.used.add(name)
                     return path
             scope = scope.parent
+        if self.wildcard and name in _CONVENTIONAL:
+            self.top.used.add(name)
+            return _CONVENTIONAL[name]
         return None
 
     def inside(

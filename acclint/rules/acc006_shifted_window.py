@@ -337,8 +337,8 @@ def _never_true(view: View, micro: Loop) -> Report | None:
         entries = {loop.entry for event in events for loop, _ in event.loops if loop.span == micro.span}
         if len(events) < max(2, len(entries)) * k and not (nested and whole and len(events) > 1):
             continue  # a loader shorter than k is another mistake
-        if any(guard.unknown for guard in events[0].guards):
-            continue
+        if any(event.data["unknown"] for event in events) or any(guard.unknown for guard in events[0].guards):
+            continue  # It may be another part of the test that is false.
         return _report(
             view,
             span,

@@ -150,7 +150,7 @@ def _never(analysis: Analysis, view: View, micro: Loop) -> Report | None:
         entries = {event.loops[-1][0] for event in events}
         if not isinstance(k, int) or any(event.data["outcome"] for event in events) or len(counters) < 2:
             continue
-        if not events[0].data["known"]:
+        if events[0].data["roots"]:
             continue  # The default of an argument is no window.
         countable = all(loop.known_length and loop.kind in ("loader", "list", "count") for loop in entries)
         if not countable or not all(1 < loop.turns < k for loop in entries):

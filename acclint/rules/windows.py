@@ -224,7 +224,10 @@ class View:
             if found.startswith("range(") and found.endswith(")") and found.count(",") < 2:
                 return found[6:-1]
         for name in self.run.k_names:
-            return name
+            head, _, rest = name.partition(".")
+            if head == "__init__":
+                return f"self.{rest}"  # An argument that the object keeps, as is the custom under its name.
+            return rest if head in self.texts.functions else name
         return ""
 
     @cached_property

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 from acclint import program as p
 from acclint.program import Span
@@ -18,7 +19,7 @@ from acclint.simulate.machine import Machine
 from acclint.simulate.scan import Scanner
 from acclint.simulate.survey import survey
 from acclint.simulate.trace import Event, Run
-from acclint.simulate.values import PyRaise
+from acclint.simulate.values import PyRaise, numeric, roots_of
 from acclint.simulate.world import ASSIGNMENTS, Assignment, Restart, Stop, World
 
 __all__ = ["Analysis", "LoopFacts", "Path", "analyze", "execute"]
@@ -152,6 +153,7 @@ def _stretch(world: World, machine: Machine) -> None:
             tests.setdefault(event.span, []).append(event)
     for events in tests.values():
         _lengthen(world, run, events)
+        _learn_batch(world, events)
         outer = [guard for guard in events[0].guards if guard.modulus is not None and guard.outcome]
         product = events[0].data["modulus"]
         if not outer or any(event.data["outcome"] for event in events) or not isinstance(product, int):
@@ -163,6 +165,20 @@ def _stretch(world: World, machine: Machine) -> None:
         if 1 < product <= MAX_PERIOD and product not in world.literal_ks:
             world.literal_ks.add(product)
             raise Restart
+
+
+def _learn_batch(world: World, events: list[Event]) -> None:
+    """An update each `batch_size` turns: the batch is made of so many micro-batches, one sample each."""
+    first, roots = events[0], events[0].data["roots"]
+    if len(roots) != 1 or not first.data["steps"] or any(event.data["outcome"] for event in events):
+        return
+    (root,) = roots
+    counters = [event.data["counter"] for event in events if event.loops[-1][0] is first.loops[-1][0]]
+    if any(numeric(one) is None or roots_of(one) for one in counters):
+        return
+    steps = {numeric(later) - numeric(one) for one, later in pairwise(counters)}
+    if steps == {1} and world.role_of(root, root.rpartition(".")[2]) == "batch":
+        world.learn(world.roles, root, "k")
 
 
 def _lengthen(world: World, run: Run, events: list[Event]) -> None:

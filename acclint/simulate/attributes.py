@@ -141,6 +141,8 @@ class Attributes(Items):
             return made
         # `data["train"].dataloader`: what holds a loader is no batch.
         batch: frozenset[int] = frozenset() if names.is_loader_name(name) else value.batch
+        if name == "shape" and value.graph:
+            return self.opaque(f"{value.key}.shape", "size", batch=value.batch or frozenset((0,)))
         made = self.opaque(f"{value.key}.{name}", name, owners=value.owners, graph=value.graph, batch=batch)
         if "<size>" in value.attrs:
             made.attrs["<size>"] = value.attrs["<size>"]

@@ -128,10 +128,8 @@ class Statements(Expressions):
         return signal
 
     def tested(self, stmt: p.If, guard: Guard) -> None:
-        """A window test was made.
-
-        `steps`, `trains`, `sets` and `raises` say what waits for it (`scan.Waiting`), `known` that the test holds no
-        unknown.
+        """A window test was made. `steps`, `trains`, `sets` and `raises` say what waits for it (`scan.Waiting`),
+        `unknown` whether a part of it is a condition that the text does not decide.
         """
         self.event(
             "test",
@@ -139,7 +137,8 @@ class Statements(Expressions):
             outcome=guard.outcome,
             modulus=guard.modulus,
             counter=guard.counter,
-            known=not guard.roots,
+            roots=guard.roots,
+            unknown=guard.unknown,
             **self.scanner.waiting(stmt)._asdict(),
         )
 

@@ -87,6 +87,10 @@ class _Survey:
             self._binary(one)
         elif isinstance(one, p.Call):
             self._call(one)
+        elif isinstance(one, p.Bool):
+            self.analysis.texts.update((part.span, text(part)) for part in one.values)
+        elif isinstance(one, p.Unary) and one.op == "not":
+            self.analysis.texts[one.operand.span] = text(one.operand)
 
     def _binary(self, one: p.Binary) -> None:
         self.analysis.texts[one.span] = text(one)
