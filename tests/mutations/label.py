@@ -334,17 +334,6 @@ def _one_call(owner: Owner) -> bool:
     return all(at - before <= 1 for before, at in pairwise(positions))
 
 
-def _on_each(owner: Owner) -> bool:
-    """Whether every place that calls backward does so equally often between two updates."""
-    begin = 0
-    for step in owner.steps:
-        counts = Counter(owner.calls[t].site for t in range(begin, step.position))
-        if len(set(counts.values())) > 1:
-            return False
-        begin = step.position
-    return True
-
-
 def _leaking(owner: Owner, n: int) -> bool:
     """Whether the updates come after every n-th micro-batch of a pass, and what is left of a pass stays for the next.
 
@@ -450,7 +439,7 @@ def _defect(new: Owner, old: Owner, mutant: Summary, original: Summary) -> Defec
             if _close(ratios[0] * k, 1.0):
                 return Defect(("ACC010", "ACC026"), f"scale {ratios[0]:.3g}: divided twice", sure=False)
             # Some of the calls are divided, or some are left out.
-            partly = ("ACC021",) if ratios[0] > 1 else ("ACC030",) if _on_each(old) and not _on_each(new) else ()
+            partly = ("ACC021",) if ratios[0] > 1 else ("ACC030",) if len(new.calls) < len(old.calls) else ()
             return Defect(("ACC026", "ACC001", "ACC027", *partly), f"scale {ratios[0]:.3g}", sure=False)
         return _shape(sizes, [window.size for window in before], k, mutant.epochs)
     if all(_close(window.total, scale) for window in after):
