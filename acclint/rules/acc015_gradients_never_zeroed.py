@@ -94,14 +94,15 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
-    for view in views(analysis, run):
+    seen = [(view, stale_windows(view)) for view in views(analysis, run)]
+    zeroed = {id(view.lane.optimizer) for view, stale in seen if not stale}  # with some of its parameters, at least
+    for view, stale in seen:
         if len(view.closed) < 2:
             continue
-        stale = stale_windows(view)
         if len(stale) < 0.5 * (len(view.closed) - 1):
             continue
-        if _another_is_zeroed(view, analysis, run):
-            continue
+        if view.lane.parts_unknown and id(view.lane.optimizer) in zeroed:
+            continue  # Those that it may hold are zeroed.
         zeros = [event for window in view.windows for event in window.zeros]
         inner = [event for event in zeros if any(loop.span == _update_loop(view) for loop, _ in event.loops)]
         if inner:
@@ -164,15 +165,6 @@ def _zeroed_elsewhere(view: View) -> Event | None:
         event for event in view.run.of("zero") if any(loop.span == _update_loop(view) for loop, _ in event.loops)
     ]
     return next((event for event in inside_loop if event.data["optimizer"] is None), None)
-
-
-def _another_is_zeroed(view: View, analysis: Analysis, run: Run) -> bool:
-    """Whether an optimizer whose parameters are not known zeroes some of those that it may hold."""
-    optimizer = view.lane.optimizer
-    if optimizer is None or optimizer.known or optimizer.parts is not None:
-        return False
-    others = [one for one in views(analysis, run) if one.lane.optimizer is optimizer and one.lane is not view.lane]
-    return any(not stale_windows(one) for one in others)
 
 
 def _update_loop(view: View) -> Span | None:
