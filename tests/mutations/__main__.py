@@ -70,6 +70,8 @@ def _fixes(options: argparse.Namespace, scripts: dict[str, str]) -> int:
     for outcome in outcomes:
         if outcome.state in ("refused", "changed", "worse"):
             print(f"{outcome.state}: {outcome.mutant.name}: {outcome.before}; {outcome.reason}")
+            if options.keep:
+                fixes.keep(outcome, options.keep)
     good = fixes.share(outcomes) >= fixes.TARGET and not any(outcome.state == "worse" for outcome in outcomes)
     return 0 if good else 1
 

@@ -16,7 +16,7 @@ from acclint.repair import Repair, fix_bytes
 from acclint.rules import all_rules
 from acclint.settings import Settings
 from tests.mutations.label import Label, Summary, label
-from tests.mutations.run import Mutant, summary
+from tests.mutations.run import Mutant, file_name, summary
 
 # Of the found mistakes with a safe rule, this share is to be repaired.
 TARGET = 0.95
@@ -132,3 +132,11 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines += ["", "| Why not rewritten | |", "|---|---:|"]
     lines += [f"| {reason} | {count} |" for reason, count in reasons.most_common()]
     return "\n".join(lines) + "\n"
+
+
+def keep(outcome: Outcome, folder: Path) -> None:
+    """Write a mutant and what the rewrite made of it, side by side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{outcome.state}_{file_name(outcome.mutant)}"
+    (folder / f"{name}.before.py").write_text(outcome.mutant.text, encoding="utf-8")
+    (folder / f"{name}.after.py").write_text(outcome.text or outcome.mutant.text, encoding="utf-8")

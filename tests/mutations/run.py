@@ -348,6 +348,10 @@ def shortfalls(results: Sequence[Result], target: float = 0.99) -> list[str]:
     return lines
 
 
+def file_name(mutant: Mutant) -> str:
+    return re.sub(r"[^\w~@.-]+", "_", mutant.name.replace(".py", ""))[:150]
+
+
 def keep(results: Iterable[Result], folder: Path) -> int:
     """Write the mutants on which acclint and torch disagree, with the reason on top; returns how many."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -355,7 +359,7 @@ def keep(results: Iterable[Result], folder: Path) -> int:
     for result in results:
         if result.label.dropped or result.agrees:
             continue
-        name = re.sub(r"[^\w~@.-]+", "_", result.mutant.name.replace(".py", ""))[:150]
+        name = file_name(result.mutant)
         said = result.error or result.message or "silent"
         head = f"# {result.mutant.name}\n# torch: {result.label}\n# acclint: {said}\n"
         (folder / f"{name}~{written}.py").write_text(head + result.mutant.text, encoding="utf-8")
