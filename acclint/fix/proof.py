@@ -123,18 +123,20 @@ def _runs(before: Judged, after: Judged, rule: Rule, report: Report, intent: Int
             if one is None or other is None:
                 yield "the rewritten loop is not understood"
                 return
-            yield _events(one, other, rule, intent)
-            yield from _lanes(one, other, rule, report, intent, base=not flipped)
+            # A rewrite may show that a number is k, which is then run as another one.
+            regroups = intent.regroups or one.k_names != other.k_names
+            yield _events(one, other, rule, intent, regroups)
+            yield from _lanes(one, other, rule, report, regroups, base=not flipped)
 
 
-def _events(one: Run, other: Run, rule: Rule, intent: Intent) -> str:
+def _events(one: Run, other: Run, rule: Rule, intent: Intent, regroups: bool) -> str:
     detaches = any(isinstance(action, Detach) for action in intent.actions)
     for kind in _KEPT:
         fewer = len(other.of(kind)) <= len(one.of(kind))
-        if not fewer or (len(other.of(kind)) < len(one.of(kind)) and not detaches and not intent.regroups):
+        if not fewer or (len(other.of(kind)) < len(one.of(kind)) and not detaches and not regroups):
             return "another tensor would keep its graph" if not fewer else "what is kept would change"
     for kind in _TRACE:
-        if intent.regroups:
+        if regroups:
             continue  # The windows are others, and so is how long an unknown loader is taken to be.
         if kind == "schedule" and rule.category == "schedule":
             continue
@@ -143,7 +145,7 @@ def _events(one: Run, other: Run, rule: Rule, intent: Intent) -> str:
     return ""
 
 
-def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, base: bool) -> Iterator[str]:
+def _lanes(one: Run, other: Run, rule: Rule, report: Report, regroups: bool, *, base: bool) -> Iterator[str]:
     about = owners(report)
     if [lane.name for lane in one.lanes] != [lane.name for lane in other.lanes]:
         yield "another optimizer or other parameters would be updated"
@@ -151,7 +153,7 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
     for old, new in zip(one.lanes, other.lanes, strict=True):
         was, then = _updates(one, old), _updates(other, new)
         mine = rule.category in ("gradient", "window") and base and (not about or new.name in about)
-        if intent.regroups:
+        if regroups:
             yield _regrouped(was, then, common_size(other, new) >= min(common_size(one, old), 2))
         elif len(was) != len(then) or common_size(one, old) != common_size(other, new):
             yield "the number of updates would change"
@@ -166,7 +168,7 @@ def _lanes(one: Run, other: Run, rule: Rule, report: Report, intent: Intent, *, 
         if mine and common_size(other, new) == 1 and not _sensible(then):
             yield "every micro-batch would update, though the loss is divided for a window"
     sizes = [common_size(other, lane) for lane in other.lanes if not about or lane.name in about]
-    if intent.regroups and base and max(sizes, default=2) < 2:
+    if regroups and base and max(sizes, default=2) < 2:
         yield "nothing would be accumulated any more"
 
 
@@ -176,7 +178,7 @@ def _regrouped(was: list[_Update], then: list[_Update], accumulates: bool) -> st
         return "more updates would be wrong than now"
     if not accumulates:
         return "nothing would be accumulated any more"
-    if _sensible(was) and not _sensible(then):
+    if not _sensible(then):
         return "the loss is divided by another number than the length of the window"
     return ""
 
