@@ -26,9 +26,10 @@ from acclint.probe.watch import interpreter
 
 CONSISTENT = "consistent"
 
-TIMEOUT = 10.0  # seconds for one run of a slice
+TIMEOUT = 5.0  # seconds for one run of a slice
 UPDATES = 32
 BACKWARDS = 600
+TRIES = 5  # so many are turned to get a slice to run
 FLIPS = 6  # so many answers of stand-ins are tried the other way round, at most
 MOST = 16  # a larger k of a setting is replaced by a smaller one: it takes too long
 USUAL = 4  # k where the source does not tell
@@ -202,15 +203,27 @@ class Confirmer:
         best: Measured | None = None
         why = ""
         for way in _ways(case.part):
-            measured = self._run(case, way)
+            measured = self._passable(case, way)
             if measured.reached == 3 or (measured.pure and measured.reached):
                 return measured, ""
             if measured.reached > (best.reached if best else 0):
                 best = measured
-            why = why or _why_not(measured.measurement)
+            why = _why_not(measured.measurement)
             if measured.measurement.outcome == "timeout":
                 break
         return best, why
+
+    def _passable(self, case: Case, way: Way) -> Measured:
+        """A way as it is, or where the slice fails, with one answer of a stand-in the other way round."""
+        first = measured = self._run(case, way)
+        tried = 0
+        while measured.measurement.outcome == "crashed" and tried < TRIES and way.models:
+            keys = [key for key, _, _ in first.decisions]
+            if tried >= len(keys):
+                return first
+            tried += 1
+            measured = self._run(case, dataclasses.replace(way, flips=(keys[-tried],)))
+        return measured if measured.reached else first
 
     def _run(self, case: Case, way: Way) -> Measured:
         name, k = _k_of(case.finding)
@@ -272,7 +285,8 @@ class Confirmer:
         if len(decisions) > FLIPS:
             return f"{len(decisions)} conditions are not known, the first at line {decisions[0][1]}"
         for key, row, name in decisions:
-            other = self._run(case, dataclasses.replace(measured.way, flips=(key,)))
+            flips = tuple(sorted({*measured.way.flips} ^ {key}))
+            other = self._run(case, dataclasses.replace(measured.way, flips=flips))
             if not other.ended or case.read(other.measurement).verdict != verdict:
                 return f"`{name}` decides (line {row})"
         return ""

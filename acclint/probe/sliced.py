@@ -132,7 +132,7 @@ def _import(name: str, globals_: Any = None, locals_: Any = None, fromlist: Any 
     refused = name.startswith(_REFUSED_TORCH)
     known = root in ALLOWED or (root in _FRAMEWORKS and importlib.util.find_spec(root) is not None)
     if level or refused or not known:
-        made = Anything(root)
+        made = Anything(root, imported=True)
         for part in name.split(".")[1:] if fromlist else ():
             made = getattr(made, part)
         world().note("import", name)

@@ -25,8 +25,9 @@ NEVER = 1009  # every so many steps: not within a run
 
 _WRAPPERS = word_set(
     "prepare initialize setup wrap parallel parallelize ddp fsdp compile convert distributed dataparallel watch "
-    "setup_module setup_optimizers setup_dataloaders to cuda unwrap unwrap_model"
+    "setup_module setup_optimizers setup_dataloaders unwrap unwrap_model"
 )
+_VERBS = word_set("get set build create make setup configure load save use adjust update compute find is has should")
 _MODELS = word_set(
     "model models net network module encoder decoder generator discriminator critic actor policy student unet "
     "backbone transformer vae bert gpt llm head classifier learner agent engine fabric netg netd"
@@ -114,7 +115,15 @@ class World:
 
     def number(self, name: str) -> Any:
         """The value that a setting of this name gets; None if the name does not tell."""
+        found = self._number(name)
+        if isinstance(found, int):
+            return Whole(found)
+        return Fraction(found) if isinstance(found, float) else found
+
+    def _number(self, name: str) -> Any:
         parts = names.words(name)
+        if not parts or parts[0] in _VERBS:
+            return None
         if name in self.spec["k_names"] or names.is_accumulation_name(name):
             self.note("k", name)
             return self.k
@@ -249,8 +258,19 @@ class Value(Tensor):  # type: ignore[misc]
         return self
 
     def backward(self, *args: Any, **kwargs: Any) -> None:
-        world().note("loss", "a loss made by a stand-in")
-        self.as_subclass(Tensor).mean().backward(*args, **kwargs)
+        backward(self, kwargs)
+
+
+def backward(loss: Tensor | None, options: Mapping[str, Any] | None = None) -> None:
+    """Send a stand-in for a loss backward: the mean of a value, or something of all models if it has no graph."""
+    if loss is None or not loss.requires_grad:
+        world().note("factor", "loss")
+        loss = mixed([core.weight for core in world().cores] or [world().new_core("model").weight])
+    plain = loss.as_subclass(Tensor)
+    if plain.dim():
+        world().note("loss", "loss")
+        plain = plain.mean()
+    plain.backward(**(options or {}))
 
 
 def as_value(tensor: Tensor) -> Value:
@@ -369,14 +389,48 @@ class Core(nn.Module):  # type: ignore[misc]
         return out
 
 
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+class _Setting:
+    """A number that a name told, and that may turn out to be something else."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return Anything("setting")(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Anything(name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return Anything("setting")[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(Anything("setting"))
+
+    def __len__(self) -> int:
+        return len(Anything("setting"))
+
+
+class Whole(_Setting, int):
+    """An int."""
+
+
+class Fraction(_Setting, float):
+    """A float."""
+
+
 # --- everything else -------------------------------------------------------------------------------------------------
 
 
 class Anything:
     """Stands for a thing that is not in the slice: a model, a tracker, settings, a module of another package."""
 
-    def __init__(self, name: str, parent: Anything | None = None) -> None:
-        self.__dict__.update(_acc_name=name, _acc_parent=parent, _acc_core=None, _acc_inner=None)
+    def __init__(self, name: str, parent: Anything | None = None, imported: bool = False) -> None:
+        self.__dict__.update(
+            _acc_name=name, _acc_parent=parent, _acc_core=None, _acc_inner=None, _acc_imported=imported
+        )
         world().note("stand-in", name)
 
     # attributes and entries: the same thing each time
@@ -384,6 +438,9 @@ class Anything:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
+        if self._acc_imported:
+            found = self.__dict__[name] = Anything(name, self, name.islower())
+            return found
         if name in _OPTIMIZER_METHODS and is_optimizer(self):
             return getattr(self._acc_real(), name)
         if name in _MODEL_METHODS:
@@ -519,6 +576,9 @@ _MODEL_METHODS = frozenset(
 )
 
 
+_RETURNING = word_set("to cuda cpu half float double bfloat16 train eval requires_grad_ apply")
+
+
 class Question(Anything):
     """An answer that a stand-in gives: true or false is decided when it is used."""
 
@@ -594,10 +654,12 @@ def _called(thing: Anything, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     tensors = _tensors(given)
     if len(args) == 1 and not kwargs and isinstance(args[0], (types.FunctionType, type)):
         return args[0]  # a decorator
+    if name in _RETURNING and thing._acc_parent is not None and not thing._acc_parent._acc_imported:
+        return thing._acc_parent
     if name in ("backward", "manual_backward"):
-        world().note("opaque", f"{_full(thing)}()")
-        for tensor in tensors[:1]:
-            tensor.backward()
+        if tensors:
+            world().note("opaque", f"{_full(thing)}()")
+        backward(tensors[0] if tensors else None)
         return None
     if name in ("accumulate", "no_sync"):
         if name == "accumulate":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from acclint.knowledge import names
-from acclint.probe.standins import DATA_LOADER, Anything, Value, world
+from acclint.probe.standins import DATA_LOADER, Anything, Value, missing_attribute, world
 
 
 class OnTheProcessor(TorchFunctionMode):  # type: ignore[misc]
@@ -48,6 +48,9 @@ class _Replica(nn.Module):  # type: ignore[misc]
     def no_sync(self) -> Any:
         return Anything("no_sync")
 
+    def __getattr__(self, name: str) -> Any:
+        return missing_attribute(self, name)
+
 
 def tame() -> None:
     """What torch does outside this process, or only with devices, is left out; settings are the defaults."""
@@ -64,12 +67,24 @@ def tame() -> None:
             setattr(torch.distributed, name, nothing)
         torch.distributed.get_rank = lambda *args: 0
         torch.distributed.get_world_size = lambda *args: 1
+    if world().spec["models"]:  # how large the gradients of stand-ins are says nothing
+        for name in ("clip_grad_norm_", "clip_grad_value_"):
+            setattr(nn.utils, name, _unclipped(getattr(nn.utils, name)))
+            setattr(nn.utils.clip_grad, name, getattr(nn.utils, name))
     nn.parallel.DistributedDataParallel = _Replica
     nn.DataParallel = _Replica
     _tame_arguments()
     _tame_loaders()
     _tame_modules()
     _tame_optimizers()
+
+
+def _unclipped(clip: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        given = [parameters] if isinstance(parameters, Tensor) else parameters
+        return clip([p for p in given if isinstance(p, Tensor)], 1e30)
+
+    return wrapper
 
 
 def _tame_arguments() -> None:
