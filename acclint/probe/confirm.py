@@ -266,6 +266,9 @@ class Confirmer:
         """Which stand-in decided the question; empty if none did."""
         for row, name in measured.notes("opaque"):
             return f"what `{name}` does is not known (line {row})"
+        for row, _ in measured.notes("optimizer"):
+            if not any(optimizer.updates for optimizer in measured.measurement.optimizers):
+                return f"what the optimizer does is not known (line {row})"
         optimizers = len(measured.measurement.optimizers)
         if measured.notes("optimizer", "owner") and optimizers > 1:
             return f"it is not known which of {optimizers} optimizers owns which parameters"

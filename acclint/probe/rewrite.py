@@ -64,7 +64,10 @@ class Rewrite(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST:
         body, orelse = self._moves(node.body), self._moves(node.orelse)
         jumps = isinstance(node.body[-1], (ast.Continue, ast.Break, ast.Return, ast.Raise))
-        self._want(node.test, (body and not orelse) if not jumps or body else False)
+        if body or orelse:
+            self._want(node.test, body and not orelse)
+        else:  # the first of several choices; but nothing that is only done at times
+            self._want(node.test, bool(node.orelse) and not jumps)
         self.generic_visit(node)
         return node
 

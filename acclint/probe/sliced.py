@@ -25,6 +25,7 @@ from acclint.probe.slices import ALLOWED, word_set
 from acclint.probe.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
 from acclint.probe.tame import OnTheProcessor, tame
 
+IDLE = 8  # after so many calls that sent nothing backward no more are made
 CALLS = 400  # so often a function without a loop of its own is called, at most
 _FRAMEWORKS = frozenset({"accelerate", "lightning", "pytorch_lightning", "transformers"})
 _REFUSED_TORCH = ("torch.hub", "torch.utils.tensorboard", "torch.utils.cpp_extension", "torch.multiprocessing")
@@ -51,11 +52,11 @@ class Helpers:
         return value
 
     def is_none(self, value: Any) -> Any:
-        return Question(value._acc_name) if isinstance(value, Anything) else value is None
+        return Question(value, "is", None) if isinstance(value, Anything) else value is None
 
     def negate(self, value: Any) -> Any:
         if isinstance(value, (Anything, Value)):
-            return Question(getattr(value, "_acc_name", "a value"))
+            return Question(value) if isinstance(value, Question) else Question(value, negated=True)
         return not value
 
     def named(self, value: Any, name: str) -> Any:
@@ -65,8 +66,6 @@ class Helpers:
         if isinstance(value, Anything) and type(value) is Anything and value._acc_name.endswith("()"):
             if names.is_optimizer_name(name) and name != "opt":
                 return self.world.optimizer(name)
-            if names.is_loader_name(name):
-                return self.world.loader()
             value.__dict__["_acc_name"] = name
         return value
 
@@ -188,6 +187,8 @@ def _enter(spec: Mapping[str, Any], namespace: dict[str, Any]) -> None:
         function = namespace[name]
         arguments, call = _arguments(function), []
     for turn in range(1 if spec["loops"] else CALLS):
+        if turn == IDLE and not any(core.weight.grad is not None for core in world().cores):
+            break
         args, options = arguments(turn)
         made = function(*call, *args, **options)
         if isinstance(made, types.FunctionType):  # it is what trains
@@ -241,7 +242,7 @@ def _argument(parameter: inspect.Parameter) -> Any:
     if name in world().spec["k_names"]:
         return number
     if default is None and (names.is_scaler_name(name) or names.is_scheduler_name(name)):
-        if not world().decide(name, f"parameter:{name}") or f"parameter:{name}" not in world().flips:
+        if world().decide(f"no {name}", f"parameter {name}"):
             return None
     elif default is not parameter.empty and default is not None:
         return default

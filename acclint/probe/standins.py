@@ -66,23 +66,27 @@ class World:
         if item not in found and len(found) < 50:
             found.append(item)
 
-    def decide(self, name: str, key: str = "") -> bool:
-        """The answer to a question about a stand-in: as the branch it stands in front of suggests, or the opposite."""
+    def decide(self, name: str, key: str = "", negated: bool = False) -> bool:
+        """The answer to a question about a stand-in: as the branch it stands in front of suggests, or the opposite.
+
+        The same question, by its key, is answered alike everywhere; without a key it is that of its place.
+        """
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename != self.path:
             if "torch" in frame.f_code.co_filename.split("/"):
                 return True  # torch checks an argument
             frame = frame.f_back  # type: ignore[assignment]
         row = frame.f_lineno if frame is not None else 0
-        key = key or f"{row}:{frame.f_lasti if frame is not None else 0}"
+        place = f"{row}:{frame.f_lasti if frame is not None else 0}"
         if row in self.whiles:
-            count = self.asked[key] = self.asked.get(key, 0) + 1
+            count = self.asked[place] = self.asked.get(place, 0) + 1
             self.note("loops", name, row)
             return count <= LOOPS
-        answer = self.wanted.get(row, True) != (key in self.flips)
+        key = key or place
         if key not in self.decisions:
+            answer = (self.wanted.get(row, True) != negated) != (key in self.flips)
             self.decisions[key] = [row, name, answer]
-        return answer
+        return bool(self.decisions[key][2]) != negated
 
     def randn(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
@@ -572,22 +576,31 @@ class Anything:
 
 _OPTIMIZER_METHODS = frozenset({"step", "zero_grad", "param_groups", "add_param_group", "state_dict"})
 _MODEL_METHODS = frozenset(
-    {"parameters", "named_parameters", "state_dict", "modules", "named_modules", "children", "buffers"}
+    {"parameters", "named_parameters", "state_dict", "modules", "named_modules", "children", "buffers", "zero_grad"}
 )
 
 
+_MODULE_STATE = frozenset(vars(nn.Module()))
+_SCHEDULERS = word_set("scheduler schedule sched lr warmup")
+_STEPPED = _SCHEDULERS | {"profiler", "prof", "ema"}  # things with a step() that is no update
 _RETURNING = word_set("to cuda cpu half float double bfloat16 train eval requires_grad_ apply")
 
 
 class Question(Anything):
-    """An answer that a stand-in gives: true or false is decided when it is used."""
+    """What is asked about a stand-in: true or false is decided when it is used."""
 
-    def __init__(self, name: str, negated: bool = False) -> None:
+    def __init__(self, about: Any, relation: str = "", other: Any = None, negated: bool = False) -> None:
+        name = about._acc_name if isinstance(about, Anything) else "a value"
         super().__init__(name)
-        self.__dict__["_acc_negated"] = negated
+        key = ""
+        if isinstance(about, Question) and not relation:  # the negation of another question
+            key, negated = about._acc_key, not about._acc_negated
+        elif isinstance(about, Anything) and isinstance(other, (str, bool, type(None))):
+            key = f"{full_name(about)} {relation} {other!r}".strip() if relation else full_name(about)
+        self.__dict__.update(_acc_key=key, _acc_negated=negated)
 
     def __bool__(self) -> bool:
-        return world().decide(self._acc_name)
+        return world().decide(self._acc_name, self._acc_key, self._acc_negated)
 
 
 class _Base(nn.Module):  # type: ignore[misc]
@@ -608,7 +621,7 @@ def missing_attribute(owner: Any, name: str) -> Any:
         for store in ("_parameters", "_buffers", "_modules"):
             if name in owner.__dict__.get(store, {}):
                 return owner.__dict__[store][name]
-        if name.startswith("_"):
+        if name in _MODULE_STATE:
             raise AttributeError(name)
     kept = owner.__dict__.setdefault("_acc_kept", {})
     if name not in kept:
@@ -658,17 +671,22 @@ def _called(thing: Anything, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         return thing._acc_parent
     if name in ("backward", "manual_backward"):
         if tensors:
-            world().note("opaque", f"{_full(thing)}()")
+            world().note("opaque", f"{full_name(thing)}()")
         backward(tensors[0] if tensors else None)
         return None
     if name in ("accumulate", "no_sync"):
         if name == "accumulate":
-            world().note("opaque", f"{_full(thing)}()")
+            world().note("opaque", f"{full_name(thing)}()")
         return thing
     if not parts.isdisjoint(_WRAPPERS) and args and not tensors:
         return args[0] if len(args) == 1 or not isinstance(args[1], (*_THINGS, Anything)) else tuple(args)
-    if any(is_optimizer(one) for one in given) and parts.isdisjoint({"scheduler", "schedule", "lr", "warmup", "sched"}):
-        world().note("opaque", f"{_full(thing)}()")
+    if any(is_optimizer(one) for one in given) and parts.isdisjoint(_SCHEDULERS):
+        world().note("opaque", f"{full_name(thing)}()")
+    owner = thing._acc_parent
+    if (owner is not None and is_optimizer(owner) and not owner._acc_imported) or (
+        name == "step" and parts_of(owner).isdisjoint(_STEPPED)
+    ):
+        world().note("opaque", f"{full_name(thing)}()")
     if name == "trange" and args:
         return Progress(name, range(*args))
     if args and isinstance(args[0], (torch.utils.data.DataLoader, range, list, enumerate, zip, map, Progress)):
@@ -687,11 +705,18 @@ def _called(thing: Anything, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return Anything(f"{name}()", thing)
 
 
-def _full(thing: Anything) -> str:
+def parts_of(thing: Anything | None) -> set[str]:
+    """The words of the last part of its name."""
+    return set() if thing is None else set(names.words(thing._acc_name))
+
+
+def full_name(thing: Anything) -> str:
+    """Its dotted name."""
     parts = [thing._acc_name]
-    while thing._acc_parent is not None and len(parts) < 3:
+    while thing._acc_parent is not None:
         thing = thing._acc_parent
-        parts.insert(0, thing._acc_name)
+        if not parts[0].startswith(thing._acc_name):  # what a call returned
+            parts.insert(0, thing._acc_name)
     return ".".join(parts)
 
 
