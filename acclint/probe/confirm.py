@@ -23,6 +23,7 @@ from acclint.probe.readings import CHECKS
 from acclint.probe.slices import CannotSlice, Slice, cut
 from acclint.probe.verdict import CONFIRMED, INCONCLUSIVE, REFUTED, Judged, Run
 from acclint.probe.watch import interpreter
+from acclint.probe.windows import usual_size, windows
 
 CONSISTENT = "consistent"
 
@@ -33,6 +34,7 @@ TRIES = 5  # so many are turned to get a slice to run
 FLIPS = 6  # so many answers of stand-ins are tried the other way round, at most
 MOST = 16  # a larger k of a setting is replaced by a smaller one: it takes too long
 USUAL = 4  # k where the source does not tell
+ROWS, OTHER_ROWS = 7, 11  # samples in a stand-in batch, unlike any likely k
 OTHER_FACTOR = 0.37  # no factor that a loop might divide by
 
 # What a verdict hangs on, by rule: which values hold a graph; numbers of steps; the batch size.
@@ -47,7 +49,8 @@ class Way:
     """How a slice is run: as a script or from one of its functions (`entry`; `loops`: its loop is in it).
 
     `whole` takes the whole file. With `models`, the user's own models and data sets are stand-ins, and statements that
-    move no gradient may fail. `flips` are the questions that stand-ins answer the other way round.
+    move no gradient may fail. `flips` are the questions that stand-ins answer the other way round, `rows` the samples
+    in a stand-in batch.
     """
 
     entry: str = ""
@@ -55,6 +58,7 @@ class Way:
     whole: bool = False
     models: bool = False
     flips: tuple[str, ...] = ()
+    rows: int = ROWS
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Measured:
     measurement: Measurement
     answered: Mapping[str, Any]
     way: Way
+    batches: int  # of stand-in data
 
     def notes(self, *kinds: str) -> list[tuple[int, str]]:
         """(row, name) of what was noted under these words; see `standins.World.note`."""
@@ -239,6 +244,7 @@ class Confirmer:
                 "models": way.models,
                 "lenient": way.models,
                 "flips": list(way.flips),
+                "rows": way.rows,
                 "k": k,
                 "k_names": [name] if name else [],
                 "k_most": MOST,
@@ -248,7 +254,7 @@ class Confirmer:
                 "devices": any(word in text for word in ("cuda", "device", "mps", "pin_memory")),
             }
             limits = Limits(TIMEOUT, BACKWARDS, UPDATES, (math.lcm(8, k), max(24, 2 * k)))
-            self.runs[key] = Measured(*self.oracle.run_slice(text, case.path, limits, spec), way)
+            self.runs[key] = Measured(*self.oracle.run_slice(text, case.path, limits, spec), way, 4 * k + rest)
         return self.runs[key]
 
     # --- what a number is worth ---
@@ -262,6 +268,12 @@ class Confirmer:
             return judged.verdict, judged.text
         return CONSISTENT if judged.verdict == CONFIRMED else INCONCLUSIVE, f"{judged.text}; but {doubt}"
 
+    def _passes(self, measured: Measured) -> bool:
+        """Whether the windows of an optimizer are whole passes through the stand-in data."""
+        count = len(measured.measurement.optimizers)
+        sizes = {usual_size(windows(measured.measurement, owner)) for owner in range(count)}
+        return measured.batches in sizes
+
     def _doubt(self, case: Case, verdict: str, measured: Measured) -> str:
         """Which stand-in decided the question; empty if none did."""
         for row, name in measured.notes("opaque"):
@@ -272,15 +284,30 @@ class Confirmer:
         optimizers = len(measured.measurement.optimizers)
         if measured.notes("optimizer", "owner") and optimizers > 1:
             return f"it is not known which of {optimizers} optimizers owns which parameters"
-        for kind, what in (("loss", "how the loss is reduced"), ("factor", "`{}`")):
-            for row, name in measured.notes(kind)[:1]:
-                if case.read(_with_other_losses(measured.measurement, kind)).verdict != verdict:
-                    return f"{what.format(name)} is not known (line {row})"
+        for row, _ in measured.notes("lost"):
+            return f"line {row} could not be run"
+        measurement = measured.measurement
+        if not measured.pure and not measurement.optimizers:
+            return "no optimizer was made"
+        unscaled = any(case.read(_scaled(measurement, factor)).verdict != verdict for factor in _factors(measurement))
+        unreduced = case.read(_reduced(measurement)).verdict != verdict
+        for row, _ in measured.notes("loss") if unreduced else ():
+            return f"how the loss is reduced is not known (line {row})"
+        for row, name in measured.notes("factor", "number") if unscaled else ():
+            return f"`{name}` is not known (line {row})"
+        if unscaled and measured.notes("loader") and self._passes(measured):
+            return "the number of batches is not known"
+        if unscaled and measured.notes("loader"):
+            other = self._run(case, dataclasses.replace(measured.way, rows=OTHER_ROWS))
+            if _weights(other.measurement) != _weights(measurement):
+                return "the batch size is not known"
         code = case.finding.code
+        if code in _RESTS and measured.notes("loader"):
+            return "whether windows fill an epoch is not known"
         for codes, kinds, what in (
             (_GRAPHS, ("loss", "part"), "what the model returns"),
-            (_NUMBERS, ("number",), "`{}`"),
-            (_BATCHES, ("loader",), "the batch size"),
+            (_NUMBERS, ("number", "limit"), "`{}`"),
+            (_BATCHES, ("loader", "stand-in"), "the batch or the model"),
         ):
             for row, name in measured.notes(*kinds) if code in codes else ():
                 return f"{what.format(name)} is not known (line {row})"
@@ -295,14 +322,29 @@ class Confirmer:
         return ""
 
 
-def _with_other_losses(measurement: Measurement, kind: str) -> Measurement:
-    """The same with losses of another reduction, or of another scale: what does not change with them is known."""
+def _weights(measurement: Measurement) -> list[list[float]]:
+    """What the micro-batches of each update weigh."""
+    owners = range(len(measurement.optimizers))
+    return [[round(weight, 4) for weight in w.weights] for owner in owners for w in windows(measurement, owner)]
 
-    def other(term: Term) -> Term:
-        if kind == "loss":
-            return dataclasses.replace(term, reduction="other")
-        return dataclasses.replace(term, weight=term.weight * OTHER_FACTOR)
 
+def _factors(measurement: Measurement) -> set[float]:
+    """Scales of the losses that are not known: no usual one, and those with which they would be right."""
+    found = [w for owner in range(len(measurement.optimizers)) for w in windows(measurement, owner)]
+    return {OTHER_FACTOR, *(1 / total for total in {round(w.total, 6) for w in found[:4]} if total)}
+
+
+def _scaled(measurement: Measurement, factor: float) -> Measurement:
+    """The same with losses of another scale: a verdict that does not change does not hang on it."""
+    return _with_terms(measurement, lambda term: dataclasses.replace(term, weight=term.weight * factor))
+
+
+def _reduced(measurement: Measurement) -> Measurement:
+    """The same with losses of another reduction."""
+    return _with_terms(measurement, lambda term: dataclasses.replace(term, reduction="other"))
+
+
+def _with_terms(measurement: Measurement, other: Callable[[Term], Term]) -> Measurement:
     backwards = tuple(
         dataclasses.replace(call, terms=tuple(other(term) for term in call.terms)) for call in measurement.backwards
     )

@@ -20,6 +20,7 @@ class Rewrite(ast.NodeTransformer):
         self.k_names = frozenset(world.spec["k_names"])
         self.lenient = lenient
         self.chain = frozenset(world.spec["chain"])
+        self.training = 0  # how many loops that move gradients are around what is visited
 
     def call(self, name: str, node: ast.expr, *arguments: ast.expr) -> ast.expr:
         function = ast.Attribute(ast.Name("__acc__", ast.Load()), name, ast.Load())
@@ -72,8 +73,11 @@ class Rewrite(ast.NodeTransformer):
         return node
 
     def visit_While(self, node: ast.While) -> ast.AST:
+        trains = self._moves(node.body)
         self.world.whiles.update(range(node.test.lineno, (node.test.end_lineno or node.test.lineno) + 1))
+        self.training += trains
         self.generic_visit(node)
+        self.training -= trains
         return node
 
     def _want(self, test: ast.expr, value: bool) -> None:
@@ -90,11 +94,19 @@ class Rewrite(ast.NodeTransformer):
         if len(node.targets) == 1 and not isinstance(node.value, (ast.Constant, ast.Lambda)):
             shape = _shape(target)
             if isinstance(shape, tuple):
-                if not isinstance(node.value, (ast.Tuple, ast.List)):
+                if isinstance(node.value, (ast.Tuple, ast.List)):
+                    if len(shape) == len(node.value.elts):
+                        node.value.elts = [self._named(v, s) for v, s in zip(node.value.elts, shape, strict=True)]
+                else:
                     node.value = self.call("unpack", node.value, _literal(shape))
-            elif shape and isinstance(node.value, (ast.Call, ast.Attribute, ast.Subscript, ast.Name)):
-                node.value = self.call("named", node.value, ast.Constant(shape))
+            elif shape:
+                node.value = self._named(node.value, shape)
         return self._tolerant(node)
+
+    def _named(self, value: ast.expr, name: Any) -> ast.expr:
+        if name and isinstance(name, str) and isinstance(value, (ast.Call, ast.Attribute, ast.Subscript, ast.Name)):
+            return self.call("named", value, ast.Constant(name))
+        return value
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
         self.generic_visit(node)
@@ -108,7 +120,10 @@ class Rewrite(ast.NodeTransformer):
         inner = [n for n in ast.walk(node) if isinstance(n, (ast.For, ast.While)) and n is not node]
         innermost = self._moves(node.body) and not any(self._moves(n.body) for n in inner)
         shape = _shape(node.target)
+        trains = self._moves(node.body)
+        self.training += trains
         self.generic_visit(node)
+        self.training -= trains
         node.iter = self.call(
             "each",
             node.iter,
@@ -141,12 +156,14 @@ class Rewrite(ast.NodeTransformer):
             for target in node.targets:
                 shape = _shape(target)
                 name = shape if isinstance(shape, str) and shape else "value"
-                value = self.call("failed", row, ast.Constant(name))
+                value = self.call("failed", row, ast.Constant(name), ast.Constant(False))
                 if isinstance(shape, tuple):
                     value = self.call("unpack", value, _literal(shape))
                 handler.append(ast.Assign([target], value))
         else:
-            handler.append(ast.Expr(self.call("failed", row, ast.Constant("statement"))))
+            handler.append(
+                ast.Expr(self.call("failed", row, ast.Constant("statement"), ast.Constant(self.training > 0)))
+            )
         made = ast.Try([node], [ast.ExceptHandler(ast.Name("__acc_error__", ast.Load()), None, handler)], [], [])
         ast.copy_location(made, node)
         for part in ast.walk(made):
@@ -158,7 +175,7 @@ class Rewrite(ast.NodeTransformer):
 
 def _moves(node: ast.AST, chain: frozenset[str]) -> bool:
     name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-    return name in chain or name in ("backward", "manual_backward", "step", "zero_grad", "unscale_")
+    return name in chain or name in ("backward", "manual_backward", "step", "zero_grad", "unscale_", "grad")
 
 
 def _shape(target: ast.expr) -> Any:

@@ -109,9 +109,9 @@ class Helpers:
             value.__getattr__ = missing_attribute  # type: ignore[attr-defined]
         return value
 
-    def failed(self, row: int, name: str) -> Any:
-        """In place of a value whose statement raised."""
-        self.world.note("failed", name, row)
+    def failed(self, row: int, name: str, lost: bool) -> Any:
+        """In place of a value whose statement raised; `lost` if it would have changed something in a training loop."""
+        self.world.note("lost" if lost else "failed", name, row)
         return Anything(f"{name}()")
 
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from acclint.knowledge.names import words
+from acclint.knowledge.names import is_optimizer_name, words
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Block = ast.Module | ast.ClassDef | Function
@@ -96,6 +96,7 @@ class _Slicer:
         self.functions: dict[str, list[Function]] = {}
         self.classes: dict[str, ast.ClassDef] = {}
         self._visit(tree, tree, tree)
+        self.moving = self._moving()
         self.live: set[Block] = set()
         self.chain: set[Block] = set()  # the blocks that lead to the loops
         self.kept: set[ast.stmt] = set()
@@ -117,6 +118,20 @@ class _Slicer:
                     self._visit(child, child, block)
             elif isinstance(child, (ast.excepthandler, ast.match_case)):
                 self._visit(child, parent, block)
+
+    def _moving(self) -> frozenset[str]:
+        """What moves gradients: the events, and the file's own functions that name one of them."""
+        found = set(EVENTS | _HOLDERS)
+        named: dict[Function, set[str]] = {f: set() for functions in self.functions.values() for f in functions}
+        for statement in self.statements:
+            block = self.block[statement]
+            if isinstance(block, _FUNCTIONS) and not isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+                named[block] |= _names(statement)
+                named[block] |= {node.id for node in _expressions(statement) if isinstance(node, ast.Name)}
+        own = {f.name: names for f, names in named.items() if f.name not in ("train", "eval", "forward", "__init__")}
+        while more := {name for name, names in own.items() if name not in found and not names.isdisjoint(found)}:
+            found |= more
+        return frozenset(found)
 
     # --- what is kept ---
 
@@ -242,7 +257,16 @@ class _Slicer:
             return True
         if isinstance(statement, (ast.Import, ast.ImportFrom, *_FUNCTIONS, ast.ClassDef)):
             return False
-        return not _tells(statement) and not _names(statement).isdisjoint(EVENTS | _HOLDERS)
+        if _tells(statement):
+            return False
+        if (
+            isinstance(statement, ast.Expr)
+            and isinstance(statement.value, ast.Call)
+            and _gets_optimizer(statement.value)
+        ):
+            return True
+        names = {*_names(statement), *(n.id for n in _expressions(statement) if isinstance(n, ast.Name))}
+        return not names.isdisjoint(self.moving)
 
     def _keep(self, statement: ast.stmt) -> None:
         if statement in self.kept:
@@ -519,6 +543,11 @@ def _is_telling(call: ast.Call) -> bool:
         if isinstance(root, ast.Name) and words(root.id)[:1] in (("logger",), ("logging",), ("wandb",), ("writer",)):
             return True
     return bool(parts) and (parts[0] in _TELLING or parts[-1] in ("log", "logs", "checkpoint", "metrics"))
+
+
+def _gets_optimizer(call: ast.Call) -> bool:
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    return any(isinstance(one, (ast.Name, ast.Attribute)) and is_optimizer_name(_key(one)) for one in given)
 
 
 def _tells(statement: ast.stmt) -> bool:

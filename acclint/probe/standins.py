@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from acclint.knowledge import names
 from acclint.probe.slices import word_set
 
-ROWS, COLUMNS, HIDDEN = 7, 5, 48  # of stand-in tensors: unlike any likely k; gradients of COLUMNS * HIDDEN entries
+COLUMNS, HIDDEN = 5, 48  # of stand-in tensors; gradients have COLUMNS * HIDDEN entries
 LOOPS = 200  # so often a condition of `while` that nobody knows holds
 NEVER = 1009  # every so many steps: not within a run
 
@@ -41,6 +41,7 @@ class World:
         self.spec = spec
         self.path: str = spec["path"]
         self.k: int = spec["k"]
+        self.rows: int = spec["rows"]  # samples of a batch
         self.flips: frozenset[str] = frozenset(spec["flips"])
         self.notes: dict[str, list[list[Any]]] = {}
         self.decisions: dict[str, list[Any]] = {}
@@ -92,7 +93,7 @@ class World:
         return torch.randn(*shape, generator=self.generator)
 
     def batch(self) -> Value:
-        return as_value(self.randn(ROWS, COLUMNS))
+        return as_value(self.randn(self.rows, COLUMNS))
 
     def new_core(self, name: str) -> Core:
         core = Core(name)
@@ -112,8 +113,8 @@ class World:
         """Real batches of stand-in values, so many that windows are followed by a rest."""
         self.note("loader")
         return DATA_LOADER(
-            range(self.spec["batches"] * ROWS),
-            batch_size=ROWS,
+            range(self.spec["batches"] * self.rows),
+            batch_size=self.rows,
             collate_fn=lambda _: self.batch(),
         )
 
@@ -149,7 +150,7 @@ class World:
         elif names.is_epoch_name(name):
             found = 2
         elif names.is_batch_size_name(name):
-            found = ROWS
+            found = self.rows
         elif parts[:1] == ("lr",) or parts[:2] == ("learning", "rate") or parts[-1:] == ("lr",):
             found = 0.01
         elif name in ("betas",):
@@ -162,7 +163,7 @@ class World:
             found = NEVER
         elif names.is_limit_name(name):
             found = 64
-            self.note("number", name)
+            self.note("limit", name)
         return found
 
 
@@ -359,7 +360,7 @@ def _loss(func: Callable[..., Any], name: str, args: list[Any], options: dict[st
 
 def mixed(inputs: Sequence[Any]) -> Value:
     """A value computed from all tensors that went in, in a way that differs each time."""
-    total: Tensor = world().randn(ROWS, COLUMNS)
+    total: Tensor = world().randn(world().rows, COLUMNS)
     for tensor in _tensors(inputs):
         if tensor.is_floating_point() and tensor.requires_grad:
             plain = tensor.as_subclass(Tensor)
@@ -385,7 +386,7 @@ class Core(nn.Module):  # type: ignore[misc]
         self.weight = nn.Parameter(world().randn(COLUMNS, HIDDEN) * 0.1)
 
     def forward(self, *inputs: Any) -> Tensor:
-        out = world().randn(ROWS, HIDDEN) @ self.weight.t()
+        out = world().randn(world().rows, HIDDEN) @ self.weight.t()
         for tensor in _tensors(inputs):
             if tensor.requires_grad:
                 plain = tensor.as_subclass(Tensor)
@@ -433,7 +434,12 @@ class Anything:
 
     def __init__(self, name: str, parent: Anything | None = None, imported: bool = False) -> None:
         self.__dict__.update(
-            _acc_name=name, _acc_parent=parent, _acc_core=None, _acc_inner=None, _acc_imported=imported
+            _acc_made=name.endswith("()"),
+            _acc_name=name,
+            _acc_parent=parent,
+            _acc_core=None,
+            _acc_inner=None,
+            _acc_imported=imported,
         )
         world().note("stand-in", name)
 
@@ -445,6 +451,8 @@ class Anything:
         if self._acc_imported:
             found = self.__dict__[name] = Anything(name, self, name.islower())
             return found
+        if name == "grad":
+            world().note("opaque", f"{full_name(self)}.grad")
         if name in _OPTIMIZER_METHODS and is_optimizer(self):
             return getattr(self._acc_real(), name)
         if name in _MODEL_METHODS:
@@ -456,6 +464,8 @@ class Anything:
         return found
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "grad":
+            world().note("opaque", f"{full_name(self)}.grad")
         self.__dict__[name] = value
 
     def __getitem__(self, key: Any) -> Any:
@@ -499,7 +509,12 @@ class Anything:
 
     def __len__(self) -> int:
         size: int = world().spec["batches"]
-        return size if names.is_loader_name(self._acc_name) else size * ROWS
+        if names.is_loader_name(self._acc_name):
+            return size
+        if not parts_of(self).isdisjoint({"dataset", "data", "samples", "examples"}):
+            return size * world().rows
+        world().note("number", f"len({self._acc_name})")
+        return 2  # as many as `__iter__` gives
 
     def __contains__(self, item: Any) -> bool:
         return world().decide(self._acc_name)
@@ -558,7 +573,7 @@ class Anything:
     def _acc_model(self) -> Core:
         """Its parameters: those of the outermost part of its name that says model."""
         owner, one = self, self
-        while one._acc_parent is not None:
+        while one._acc_parent is not None and not one._acc_parent._acc_imported and not one._acc_made:
             one = one._acc_parent
             if _is_model_name(one._acc_name):
                 owner = one
@@ -697,7 +712,9 @@ def _called(thing: Anything, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         graph = any(tensor.requires_grad for tensor in tensors)
         if graph and not parts.isdisjoint({"loss", "criterion", "losses", "objective"}):
             return as_loss(mixed(tensors), name)
-        if graph and not _is_model_name(name):
+        if name[:1].isupper() and not name.isupper() and not thing._acc_made:
+            return Anything(f"{name}()", thing)  # a data set of tensors, say
+        if thing._acc_core is None and not _is_model_name(name):
             return mixed(tensors)
         return as_value(thing._acc_model()(*tensors))
     if _is_model_name(name) and not args and kwargs:

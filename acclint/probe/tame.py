@@ -172,6 +172,14 @@ def _tame_modules() -> None:
     nn.Module.to = moved
     if not torch.cuda.is_available():
         nn.Module.cuda = lambda module, *args, **kwargs: module
+    keep = nn.Module.__setattr__
+
+    def kept(module: nn.Module, name: str, value: Any) -> None:
+        keep(module, name, value)
+        if isinstance(value, Anything) and value._acc_made:  # a part of the model: its parameters are the model's
+            module._modules[f"_acc_{name}"] = value._acc_model()
+
+    nn.Module.__setattr__ = kept
     load = nn.Module.load_state_dict
 
     def loaded(module: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
