@@ -18,7 +18,7 @@ from typing import Any
 
 from acclint.findings import Finding
 from acclint.lint import Outcome, Result
-from acclint.probe import Limits, Measurement, Oracle, Term
+from acclint.probe import Limits, Measurement, Oracle, OracleError, Term
 from acclint.probe.readings import CHECKS
 from acclint.probe.slices import CannotSlice, Slice, cut
 from acclint.probe.verdict import CONFIRMED, INCONCLUSIVE, REFUTED, Judged, Run
@@ -35,12 +35,14 @@ FLIPS = 6  # so many answers of stand-ins are tried the other way round, at most
 MOST = 16  # a larger k of a setting is replaced by a smaller one: it takes too long
 USUAL = 4  # k where the source does not tell
 ROWS, OTHER_ROWS = 7, 11  # samples in a stand-in batch, unlike any likely k
+CANCELS = 0.02  # updates that differ by less are the same
 OTHER_FACTOR = 0.37  # no factor that a loop might divide by
 
 # What a verdict hangs on, by rule: which values hold a graph; numbers of steps; the batch size.
 _GRAPHS = frozenset({"ACC005", "ACC031"})
 _NUMBERS = frozenset({"ACC004"})
 _BATCHES = frozenset({"ACC003"})
+_HARMS = frozenset({"ACC001", "ACC021"})
 _RESTS = frozenset({"ACC007"})  # their question is asked only where windows are followed by a rest
 
 
@@ -177,7 +179,11 @@ class Confirmer:
         judged = []
         for finding in findings:
             began = time.monotonic()
-            judged.append(self._judge(finding, path, text))
+            try:
+                judged.append(self._judge(finding, path, text))
+            except OracleError as error:  # of this slice: the server was there when it was started
+                why = (str(error).strip().splitlines() or ["?"])[-1]
+                judged.append(_said(finding, INCONCLUSIVE, f"acclint could not measure it: {why}"))
             self.seconds.append(time.monotonic() - began)
         return judged
 
@@ -196,7 +202,10 @@ class Confirmer:
         if measured is None:
             return _said(finding, INCONCLUSIVE, why)
         judged = case.read(measured.measurement)
-        return _said(judged.finding, *self._weigh(case, judged, measured), measured)
+        verdict, why = self._weigh(case, judged, measured)
+        if verdict in (CONFIRMED, CONSISTENT) and finding.code in _HARMS:
+            why += harm_of(measured)
+        return _said(judged.finding, verdict, why, measured)
 
     # --- runs ---
 
@@ -351,9 +360,30 @@ def _with_terms(measurement: Measurement, other: Callable[[Term], Term]) -> Meas
     return dataclasses.replace(measurement, backwards=backwards)
 
 
+def harm_of(measured: Measured) -> str:
+    """What the factor does to the updates of the user's own optimizers, in words; empty if that is not known."""
+    told = []
+    for harm in measured.answered.get("harm", []) if not measured.notes("optimizer") else []:
+        name, factor, ratio, apart = (harm[key] for key in ("optimizer", "factor", "ratio", "difference"))
+        if abs(ratio - 1) < CANCELS and apart < CANCELS:
+            text = f"with {name} the factor {factor} cancels in the updates ({ratio:.2f}x)"
+        else:
+            text = f"with {name} the updates are {ratio:.2f}x as large as they should be"
+            if abs(apart - abs(ratio - 1)) > CANCELS:
+                text += f" and differ from them by {apart:.0%}"
+        if harm["clip"] is not None:
+            text += f", but the clipping threshold {harm['clip']:g} is {factor} times tighter"
+            clipped = harm["clipped_ratio"]
+            if clipped is not None and abs(clipped - ratio) > CANCELS:
+                text += f": {clipped:.2f}x after it"
+        told.append(text)
+    return "".join(f"; {text}" for text in dict.fromkeys(told))
+
+
 def _said(finding: Finding, verdict: str, text: str, measured: Measured | None = None) -> Judged:
     data = {**(finding.evidence.get("measured") or {}), "verdict": verdict, "text": text, "predicted": True}
     if measured is not None:
+        data["harm"] = measured.answered.get("harm", [])
         data["stand_ins"] = sorted({name for _, name in measured.notes("stand-in") if name})
     return Judged(dataclasses.replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text)
 

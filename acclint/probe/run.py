@@ -252,7 +252,7 @@ class _Child:
                 self.ledger.close()
                 reply = {**self.ledger.result(), "outcome": outcome, "error": error, "error_line": line}
                 if self.request.get("slice"):
-                    reply["slice"] = sliced.notes()
+                    reply["slice"] = sliced.notes(reply, self.ledger.optimizer_ids)
             except Exception:
                 reply = {"failure": traceback.format_exc()}
             if self.ledger.failure:

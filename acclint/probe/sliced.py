@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch.utils.data
 from torch import nn
 
 from acclint.knowledge import names
+from acclint.probe.harm import Harm
 from acclint.probe.rewrite import Rewrite
 from acclint.probe.slices import ALLOWED, word_set
 from acclint.probe.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
@@ -146,6 +148,7 @@ def program(spec: Mapping[str, Any], text: str) -> Callable[[], None]:
     tree = ast.fix_missing_locations(Rewrite(begun, spec["lenient"]).visit(tree))
     code = compile(tree, spec["path"], "exec")
     tame()
+    begun.harm = Harm(clips=not spec["models"])
     builtin: dict[str, Any] = _Builtins({name: value for name, value in vars(builtins).items() if name not in _REFUSED})
     builtin.update(__import__=_import, __build_class__=builtins.__build_class__, __acc__=Helpers(begun))
     builtin.update(__acc_error__=Exception, print=lambda *a, **k: None)
@@ -164,12 +167,21 @@ def program(spec: Mapping[str, Any], text: str) -> Callable[[], None]:
     return run
 
 
-def notes() -> dict[str, Any]:
-    """What the stand-ins of this run had to answer."""
+def notes(result: Mapping[str, Any], optimizers: Mapping[int, int]) -> dict[str, Any]:
+    """What the stand-ins of this run had to answer, and the harm of losses that are not divided.
+
+    `result` is that of the ledger, `optimizers` its optimizers by their id.
+    """
+    whole = [abs(term["weight"] - 1) < 0.02 for call in result["backwards"] for term in call["terms"] if term["data"]]
+    factors = {}
+    if whole and all(whole):
+        for key, owner in optimizers.items():
+            sizes = Counter(len(update["coefficients"]) for update in result["optimizers"][owner]["updates"])
+            factors[key] = max(sizes, key=lambda size: sizes[size], default=1)
     return {
+        "harm": world().harm.result(factors) if factors else [],
         "notes": world().notes,
         "decisions": [[key, *rest] for key, rest in world().decisions.items()],
-        "models": sum(core.weight.grad is not None for core in world().cores),
     }
 
 

@@ -50,6 +50,7 @@ class World:
         self.asked: dict[str, int] = {}
         self.cores: list[Core] = []
         self.catch_alls: list[torch.optim.Optimizer] = []
+        self.harm: Any = None  # what keeps the steps of optimizers (`harm.Harm`)
         self.generator = torch.Generator().manual_seed(0)
 
     def row(self) -> int:
