@@ -259,6 +259,7 @@ class Confirmer:
                 "k_most": MOST,
                 "batches": 4 * k + rest,
                 "chain": list(part.chain),
+                "decorated": list(part.decorated),
                 "classes": [entry.rpartition(".")[0] for entry, _ in part.entries if "." in entry],
                 "devices": any(word in text for word in ("cuda", "device", "mps", "pin_memory")),
             }

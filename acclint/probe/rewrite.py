@@ -140,6 +140,15 @@ class Rewrite(ast.NodeTransformer):
         node.decorator_list.insert(0, made)
         return node
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        self.generic_visit(node)
+        if node.name in self.world.spec["decorated"]:
+            made = ast.Attribute(ast.Name("__acc__", ast.Load()), "filled", ast.Load())
+            ast.copy_location(made, node)
+            ast.fix_missing_locations(made)
+            node.decorator_list.append(made)
+        return node
+
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
         self.generic_visit(node)
         return node

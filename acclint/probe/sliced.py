@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import importlib.util
 import inspect
 import sys
@@ -110,6 +111,19 @@ class Helpers:
         if entry and not issubclass(value, nn.Module) and "__getattr__" not in value.__dict__:
             value.__getattr__ = missing_attribute  # type: ignore[attr-defined]
         return value
+
+    def filled(self, function: Any) -> Any:
+        """A function that a decorator gave its arguments: those that are missing are stand-ins."""
+
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            for parameter in list(inspect.signature(function).parameters.values())[len(args) :]:
+                named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+                if named and parameter.default is parameter.empty and parameter.name not in kwargs:
+                    kwargs[parameter.name] = _argument(parameter)
+            return function(*args, **kwargs)
+
+        return wrapper
 
     def failed(self, row: int, name: str, lost: bool) -> Any:
         """In place of a value whose statement raised; `lost` if it would have changed something in a training loop."""

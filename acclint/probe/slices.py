@@ -68,13 +68,15 @@ class Slice:
     """`text` has the rows and columns of the file. `entries` are the functions to call, outermost first, where running
     the file as a script does not reach the loop: (qualified name, whether a loop of its own holds its backward calls).
     `chain` are the names of all functions that lead to the loops. `whole` is the text of the file if all of it may be
-    run as it is, since it imports nothing that is not on the allow-list; else it is empty.
+    run as it is, since it imports nothing that is not on the allow-list; else it is empty. `decorated` are functions
+    that have lost a decorator, which may have given them arguments.
     """
 
     text: str
     entries: tuple[tuple[str, bool], ...]
     chain: tuple[str, ...]
     whole: str
+    decorated: tuple[str, ...] = ()
 
 
 def cut(text: str, rows: Iterable[int]) -> Slice:
@@ -150,7 +152,7 @@ class _Slicer:
             if len(self.kept) == before and not self.pending:
                 break
         chain = {block.name for block in self.chain if isinstance(block, _FUNCTIONS)}
-        return Slice(self._render(), self._entries(), tuple(sorted(chain)), self._whole())
+        return Slice(self._render(), self._entries(), tuple(sorted(chain)), self._whole(), self._decorated())
 
     def _unit(self, row: int) -> Block:
         """The innermost function around a row, else the module; of a class body, the module."""
@@ -415,6 +417,10 @@ class _Slicer:
     def _qualified(self, function: Function) -> str:
         block = self.block[function]
         return f"{block.name}.{function.name}" if isinstance(block, ast.ClassDef) else function.name
+
+    def _decorated(self) -> tuple[str, ...]:
+        kept = [statement for statement in self.kept if isinstance(statement, _FUNCTIONS)]
+        return tuple(sorted({f.name for f in kept if not all(map(_is_plain, f.decorator_list))}))
 
     def _whole(self) -> str:
         roots = {

@@ -156,6 +156,8 @@ class World:
             found = 0.01
         elif name in ("betas",):
             found = (0.9, 0.999)
+        elif parts[-1:] in (("beta1",), ("beta2",)) or parts[-2:] in (("beta", "1"), ("beta", "2")):
+            found = 0.9 if name.endswith("1") else 0.999
         elif name in ("eps", "epsilon", "adam_epsilon"):
             found = 1e-8
         elif parts[:1] == ("clip",) or parts[-1:] == ("norm",) or parts[-1:] == ("clip",):
@@ -216,6 +218,8 @@ class Value(Tensor):  # type: ignore[misc]
         Tensor.__setitem__(self, key, value)
 
     def __iter__(self) -> Iterator[Any]:
+        if self.dim() < 2:
+            return iter([as_value(world().randn(COLUMNS)) for _ in range(self.dim() and len(self))])
         return iter([as_value(row) for row in self.as_subclass(Tensor).unbind(0)])
 
     def __contains__(self, key: Any) -> bool:

@@ -153,12 +153,15 @@ def _tame_loaders() -> None:
     torch.utils.data.DataLoader = Loader
     torch.utils.data.dataloader.DataLoader = Loader
     for name in ("RandomSampler", "SequentialSampler", "DistributedSampler", "BatchSampler"):
-        original = getattr(torch.utils.data, name, None) or getattr(torch.utils.data.distributed, name)
+        original: Any = getattr(torch.utils.data, name)
 
-        def sampler(source: Any, *args: Any, original: Any = original, **kwargs: Any) -> Any:
-            return Anything("sampler") if isinstance(source, Anything) else original(source, *args, **kwargs)
+        class Sampler(original):  # type: ignore[misc]
+            def __new__(cls, source: Any = None, *args: Any, **kwargs: Any) -> Any:
+                return Anything("sampler") if isinstance(source, Anything) else super().__new__(cls)
 
-        setattr(torch.utils.data, name, sampler)
+        for module in (torch.utils.data, torch.utils.data.distributed):
+            if hasattr(module, name):
+                setattr(module, name, Sampler)
 
 
 def _tame_modules() -> None:

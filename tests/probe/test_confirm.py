@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from acclint import lint
 from acclint.cli import cli
 from acclint.findings import Confidence, Finding, Place, Severity
+from acclint.probe import OracleError
 from acclint.probe.confirm import Confirmer
 from acclint.probe.readings import CHECKS
 from acclint.probe.verdict import Judged
@@ -200,3 +202,111 @@ def test_no_file_is_written_and_no_program_started(tmp_path: Path) -> None:
     result = invoke(str(tmp_path / "train.py"), "--output-format", "concise")
     assert "confirmed" in result.output, result.output
     assert not marker.exists()
+
+
+def test_an_instrument_that_fails_is_one_finding_without_verdict(
+    confirmer: Confirmer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise OracleError("the instruments failed: a traceback\nValueError: odd")
+
+    monkeypatch.setattr(confirmer.oracle, "run_slice", fails)
+    one = judge(confirmer, tmp_path, train(before="loss = loss + 0  # not seen yet"), "ACC001")
+    assert (one.verdict, one.text) == ("inconclusive", "acclint could not measure it: ValueError: odd")
+
+
+# --- harm ------------------------------------------------------------------------------------------------------------
+
+PLAIN = (ROOT / "ACC001" / "bad_plain_modulo.py").read_text()
+SGD = "torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "clip", "words"),
+    [
+        (SGD, "", "with SGD the updates are 4.00x as large as they should be"),
+        ("torch.optim.AdamW(net.parameters(), lr=0.01)", "", "with AdamW the factor 4 cancels in the updates (1.00x)"),
+        ("torch.optim.RMSprop(net.parameters(), lr=0.01)", "", "with RMSprop the factor 4 cancels in the updates"),
+        (
+            "torch.optim.Adam(net.parameters(), lr=0.01, weight_decay=0.1)",
+            "",
+            "with Adam the updates are 0.9",  # the decay is part of the gradient: it weighs less beside a larger one
+        ),
+        (
+            "torch.optim.AdamW(net.parameters(), lr=0.01)",
+            "torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)",
+            "cancels in the updates (1.00x), but the clipping threshold 1 is 4 times tighter",
+        ),
+        (
+            SGD,
+            "torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)",
+            "4.00x as large as they should be, but the clipping threshold 0.1 is 4 times tighter: 1.00x after it",
+        ),
+    ],
+)
+def test_harm_is_told_for_the_optimizer_at_hand(
+    confirmer: Confirmer, tmp_path: Path, optimizer: str, clip: str, words: str
+) -> None:
+    text = PLAIN.replace(SGD, optimizer).replace(
+        "            opt.step()", f"            {clip or 'pass'}\n            opt.step()"
+    )
+    one = judge(confirmer, tmp_path, text, "ACC001")
+    assert one.verdict == "confirmed", one.text
+    assert words in one.text
+    harm = one.finding.evidence["measured"]["harm"][0]
+    assert harm["factor"] == 4 and harm["updates"] > 1
+
+
+# --- blinded fixtures ------------------------------------------------------------------------------------------------
+
+# Their models and data are elsewhere; then the number of batches and the shapes are stand-ins', too.
+BLIND = (
+    (r"from torch\.utils\.data import", "from project.data import"),
+    (r"\bnn\.(Sequential|Linear|Conv2d|Embedding|LSTM|ModuleList)\(", r"project_model.\1("),
+    (r"\bnn\.Module\b", "project_base.Module"),
+)
+# What torch's own numbers say of these, too; see test_fixture_truth.py.
+TRUE_IN_GOOD = {
+    "ACC001/good_cached_features_in_settings",
+    "ACC001/good_lr_over_k_plain_sgd",
+    "ACC001/good_several_models_of_a_batch",
+    "ACC001/good_undivided_penalty",
+    "ACC001/good_window_wide_contrastive_loss",
+    "ACC021/good_lr_holds_the_division",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_stand_ins_for_models_and_data_make_no_verdict_wrong(path: Path, confirmer: Confirmer, tmp_path: Path) -> None:
+    """No bad fixture is refuted, and a good one is not confirmed to have the defect of its rule."""
+    text = path.read_text()
+    for pattern, other in BLIND:
+        text = re.sub(pattern, other, text)
+    blinded = tmp_path / path.name
+    blinded.write_text(text)
+
+    def moved(place: Place) -> Place:
+        return dataclasses.replace(place, filename=str(blinded))
+
+    rows = [row for row, line in enumerate(text.splitlines(), 1) if "backward(" in line]
+    checked = lint.check([str(path)], EVERYTHING)
+    if path.name.startswith("good_") and rows:
+        code = path.parent.name
+        k = next((loop.k for loop in checked.loops if loop.k), "")
+        evidence = {"k": {"expression": k, "value": None, "simulated_as": 4}}
+        place = Place(str(blinded), rows[0], 1, rows[0], 80)
+        asked = Finding(code, code, Severity.ERROR, Confidence.HIGH, "said", place, evidence=evidence)
+        verdict = confirmer.judge(str(blinded), [asked])[0]
+        assert verdict.verdict != "confirmed" or f"{code}/{path.stem}" in TRUE_IN_GOOD, verdict.text
+    if path.name.startswith("bad_"):
+        findings = [
+            dataclasses.replace(
+                finding,
+                place=moved(finding.place),
+                related=tuple(dataclasses.replace(one, place=moved(one.place)) for one in finding.related),
+            )
+            for finding in checked.findings
+            if finding.code == path.parent.name
+        ]
+        for one in confirmer.judge(str(blinded), findings):
+            assert one.verdict != "refuted", one.text
