@@ -32,7 +32,7 @@ UPDATES = 32
 BACKWARDS = 600
 TRIES = 5  # so many are turned to get a slice to run
 FLIPS = 6  # so many answers of stand-ins are tried the other way round, at most
-MOST = 16  # a larger k of a setting is replaced by a smaller one: it takes too long
+MOST = 64  # a larger k takes too long
 USUAL = 4  # k where the source does not tell
 ROWS, OTHER_ROWS = 7, 11  # samples in a stand-in batch, unlike any likely k
 CANCELS = 0.02  # updates that differ by less are the same
@@ -256,7 +256,6 @@ class Confirmer:
                 "rows": way.rows,
                 "k": k,
                 "k_names": [name] if name else [],
-                "k_most": MOST,
                 "batches": 4 * k + rest,
                 "chain": list(part.chain),
                 "decorated": list(part.decorated),

@@ -47,9 +47,7 @@ class Helpers:
 
     def k(self, value: Any, name: str) -> Any:
         """The number of accumulated micro-batches, where the source leaves it open."""
-        if isinstance(value, bool) or (isinstance(value, (int, float)) and 1 < value <= self.world.spec["k_most"]):
-            return value
-        if value is None or isinstance(value, (int, float, Anything)):
+        if value is None or isinstance(value, Anything) or (type(value) is int and value <= 1):
             self.world.note("k", name)
             return self.world.k
         return value
