@@ -52,7 +52,7 @@ class Way:
 
     `whole` takes the whole file. With `models`, the user's own models and data sets are stand-ins, and statements that
     move no gradient may fail. `flips` are the questions that stand-ins answer the other way round, `rows` the samples
-    in a stand-in batch.
+    in a stand-in batch. `k` is the user's own number of micro-batches where only the run tells it, else 0.
     """
 
     entry: str = ""
@@ -61,6 +61,7 @@ class Way:
     models: bool = False
     flips: tuple[str, ...] = ()
     rows: int = ROWS
+    k: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Measured:
     answered: Mapping[str, Any]
     way: Way
     batches: int  # of stand-in data
+    k: int
 
     def notes(self, *kinds: str) -> list[tuple[int, str]]:
         """(row, name) of what was noted under these words; see `standins.World.note`."""
@@ -85,7 +87,7 @@ class Measured:
     @property
     def pure(self) -> bool:
         """No stand-in took part."""
-        return not self.answered.get("notes") and not self.decisions
+        return not self.answered.get("notes", {}).keys() - {"own k"} and not self.decisions
 
     @property
     def ended(self) -> bool:
@@ -230,6 +232,10 @@ class Confirmer:
     def _passable(self, case: Case, way: Way) -> Measured:
         """A way as it is, or where the slice fails, with one answer of a stand-in the other way round."""
         first = measured = self._run(case, way)
+        own = {int(value) for _, value in measured.notes("own k")}
+        if len(own) == 1 and not own & {measured.k} and max(own) <= MOST:
+            way = dataclasses.replace(way, k=own.pop())
+            first = measured = self._run(case, way)
         tried = 0
         while measured.measurement.outcome == "crashed" and tried < TRIES and way.models:
             keys = [key for key, _, _ in first.decisions]
@@ -241,6 +247,7 @@ class Confirmer:
 
     def _run(self, case: Case, way: Way) -> Measured:
         name, k = _k_of(case.finding)
+        k = way.k or k
         part = case.part
         text = part.whole if way.whole else part.text
         rest = max(1, k // 2) if case.finding.code in _RESTS else 0
@@ -263,7 +270,7 @@ class Confirmer:
                 "devices": any(word in text for word in ("cuda", "device", "mps", "pin_memory")),
             }
             limits = Limits(TIMEOUT, BACKWARDS, UPDATES, (math.lcm(8, k), max(24, 2 * k)))
-            self.runs[key] = Measured(*self.oracle.run_slice(text, case.path, limits, spec), way, 4 * k + rest)
+            self.runs[key] = Measured(*self.oracle.run_slice(text, case.path, limits, spec), way, 4 * k + rest, k)
         return self.runs[key]
 
     # --- what a number is worth ---

@@ -50,6 +50,8 @@ class Helpers:
         if value is None or isinstance(value, Anything) or (type(value) is int and value <= 1):
             self.world.note("k", name)
             return self.world.k
+        if type(value) is int:
+            self.world.note("own k", str(value))
         return value
 
     def is_none(self, value: Any) -> Any:

@@ -46,6 +46,7 @@ EVENTS = word_set(
     "register_full_backward_hook _foreach_zero_ _foreach_div_ _foreach_mul_"
 )
 _HOLDERS = frozenset({"grad", "param_groups"})
+_EACH = frozenset({"parameters", "named_parameters", "param_groups"})
 
 # Calls that tell, keep or look at something and do nothing to the training.
 _TELLING = word_set(
@@ -128,6 +129,7 @@ class _Slicer:
         for statement in self.statements:
             block = self.block[statement]
             if isinstance(block, _FUNCTIONS) and not isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+                named[block] |= {"grad"} if self._changes_parameters(statement) else set()
                 named[block] |= _names(statement)
                 named[block] |= {node.id for node in _expressions(statement) if isinstance(node, ast.Name)}
         own = {f.name: names for f, names in named.items() if f.name not in ("train", "eval", "forward", "__init__")}
@@ -261,6 +263,8 @@ class _Slicer:
             return False
         if _tells(statement):
             return False
+        if self._changes_parameters(statement):
+            return True
         if (
             isinstance(statement, ast.Expr)
             and isinstance(statement.value, ast.Call)
@@ -269,6 +273,15 @@ class _Slicer:
             return True
         names = {*_names(statement), *(n.id for n in _expressions(statement) if isinstance(n, ast.Name))}
         return not names.isdisjoint(self.moving)
+
+    def _changes_parameters(self, statement: ast.stmt) -> bool:
+        """Whether it is done to each parameter: an update by hand, noise, a decay, a copy."""
+        parent = self.parent[statement]
+        while isinstance(parent, ast.stmt) and not isinstance(parent, (*_FUNCTIONS, ast.ClassDef)):
+            if isinstance(parent, _LOOPS) and not _names(parent).isdisjoint(_EACH):
+                return True
+            parent = self.parent[parent]
+        return False
 
     def _keep(self, statement: ast.stmt) -> None:
         if statement in self.kept:

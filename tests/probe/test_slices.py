@@ -77,6 +77,20 @@ def test_a_function_of_the_file_that_moves_gradients_is_kept_with_its_calls() ->
     assert "show(i)" not in lines
 
 
+def test_what_is_done_to_each_parameter_is_kept() -> None:
+    _, lines = sliced("""\
+        for x in data:
+            net(x).mean().backward()
+            for p in net.parameters():
+                p.data.sub_(rate)
+                print(p)
+            for name in names:
+                seen = name
+        """)
+    assert "p.data.sub_(rate)" in lines
+    assert "print(p)" not in lines and "seen = name" not in lines
+
+
 def test_callers_lead_to_the_loop_but_model_train_is_not_the_files_own() -> None:
     found, lines = sliced("""\
         class Trainer:
