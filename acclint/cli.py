@@ -126,7 +126,7 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
     if "-" in paths and len(paths) > 1:
         _fail("`-` cannot be combined with other paths")
     if options["confirm"]:
-        _may_confirm(fixes)
+        _may_confirm(fixes, "-" in paths)
     if fixes and not options["show_files"]:
         _fix(paths, finder, output_format, _colours(color), options)
         return
@@ -150,9 +150,11 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
     _end(result, options, _found(result))
 
 
-def _may_confirm(fixes: bool) -> None:
+def _may_confirm(fixes: bool, stdin: bool) -> None:
     from acclint.probe.confirm import refused
 
+    if stdin:
+        _fail("--confirm measures files: it does not go with `-`")
     if fixes:
         _fail("--confirm measures the files as they are: it does not go with --fix and --diff")
     if why := refused():

@@ -28,6 +28,7 @@ from acclint.probe.windows import usual_size, windows
 CONSISTENT = "consistent"
 
 TIMEOUT = 5.0  # seconds for one run of a slice
+PATIENCE = 8.0  # seconds after which no other way of running a slice is begun
 UPDATES = 32
 BACKWARDS = 600
 TRIES = 5  # so many are turned to get a slice to run
@@ -218,7 +219,10 @@ class Confirmer:
         """
         best: Measured | None = None
         why = ""
+        began = time.monotonic()
         for way in _ways(case.part):
+            if time.monotonic() - began > PATIENCE:
+                break
             measured = self._passable(case, way)
             if measured.reached == 3 or (measured.pure and measured.reached):
                 return measured, ""

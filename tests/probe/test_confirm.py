@@ -170,6 +170,26 @@ def test_not_in_a_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not for hooks" in result.output
 
 
+def test_not_by_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.acclint]\nconfirm = true\n")
+    (tmp_path / "train.py").write_text(BAD.read_text())
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli, ["check", "train.py"])
+    assert result.exit_code == 2
+    assert "confirm" in result.output
+
+
+def test_not_with_standard_input() -> None:
+    result = CliRunner().invoke(cli, ["check", "--confirm", "-"], input=BAD.read_text())
+    assert result.exit_code == 2
+    assert "does not go with `-`" in result.output
+
+
+def test_help_says_that_code_is_run() -> None:
+    text = " ".join(CliRunner().invoke(cli, ["check", "--help"]).output.split())
+    assert "THIS RUNS STATEMENTS OF THE CHECKED FILES" in text
+
+
 def test_not_with_fixes() -> None:
     result = invoke(str(BAD), "--fix")
     assert result.exit_code == 2
