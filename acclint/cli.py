@@ -88,6 +88,12 @@ def cli() -> None:
     "--unsafe-fixes", is_flag=True, help="With --fix or --diff: also rewrites that may not be what you meant."
 )
 @click.option("--diff", is_flag=True, help="Show what --fix would change, and write nothing.")
+@click.option(
+    "--confirm",
+    is_flag=True,
+    help="Measure each finding with torch. THIS RUNS STATEMENTS OF THE CHECKED FILES: those of the loop, in a guarded "
+    "child process; a guard against accidents, not against hostile code. Never in a hook.",
+)
 @click.option("--min-severity", type=click.Choice(["error", "warning", "info"]), help="Default: warning.")
 @click.option("--min-confidence", type=click.Choice(["high", "medium", "low"]), help="Default: medium.")
 @click.option("--output-format", type=click.Choice(["full", "concise", "json"]), default="full", show_default=True)
@@ -121,6 +127,8 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
         _fail("`-` cannot be combined with other paths")
     if options["stdin_filename"] and "-" not in paths:
         _fail("--stdin-filename names what `-` reads, but `-` is not among the paths")
+    if options["confirm"]:
+        _may_confirm(fixes, "-" in paths)
     if fixes and not options["show_files"]:
         _fix(paths, finder, output_format, _colours(color), options)
         return
@@ -136,8 +144,41 @@ def check(paths: tuple[str, ...], output_format: str, color: str, **options: Any
     else:
         jobs = options["jobs"] or _processors()
         result = lint.check(paths or (".",), finder, force_exclude=options["force_exclude"], jobs=jobs)
+    if options["confirm"]:
+        result = _confirm(result, options)
     _print(result, output_format, _colours(color), options)
     _end(result, options, _found(result))
+
+
+def _may_confirm(fixes: bool, stdin: bool) -> None:
+    from acclint.probe.confirm import refused
+
+    if stdin:
+        _fail("--confirm measures files: it does not go with `-`")
+    if fixes:
+        _fail("--confirm measures the files as they are: it does not go with --fix and --diff")
+    if why := refused():
+        _fail(why)
+
+
+def _confirm(result: Result, options: dict[str, Any]) -> Result:
+    """The findings with what was measured; as they are, and a line that says so, where nothing can be measured."""
+    from acclint.probe import OracleError
+    from acclint.probe.confirm import confirm
+
+    live = sys.stderr.isatty() and not options["quiet"]
+    try:
+        return confirm(result, _show_confirmed if live else None)
+    except OracleError as error:
+        _say(f"warning: nothing was confirmed: {error}")
+        return result
+    finally:
+        if live:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+
+def _show_confirmed(done: int, of: int) -> None:
+    click.echo(f"\r\x1b[Kmeasured {done} of {of} findings", nl=False, err=True)
 
 
 def _fix(
@@ -194,7 +235,8 @@ def _end(result: Result, options: dict[str, Any], failed: bool) -> None:
 
 
 def _found(result: Result) -> bool:
-    return any(finding.severity.rank > 0 for finding in result.findings)
+    """Whether findings remain: one that a measurement refuted does not."""
+    return any(finding.severity.rank > 0 and finding.verdict != "refuted" for finding in result.findings)
 
 
 def _finder(options: dict[str, Any]) -> Finder:

@@ -103,6 +103,11 @@ class Finding:
     evidence: dict[str, Any] = field(default_factory=dict, compare=False, hash=False)
     url: str = ""
 
+    @property
+    def verdict(self) -> str:
+        """What a measurement said about it; empty without one."""
+        return str((self.evidence.get("measured") or {}).get("verdict", ""))
+
 
 @dataclass(frozen=True)
 class LoopReport:

@@ -461,18 +461,48 @@ class Oracle:
             "text": text,
             "path": path,
             "argv": list(argv),
-            "timeout": limits.timeout,
-            "limits": dataclasses.asdict(limits),
             "cwd": None if cwd is None else os.path.abspath(os.fspath(cwd)),
             "double": double,
             "entry": entry,
             "allow_write": [os.path.abspath(os.fspath(folder)) for folder in allow_write],
+        }
+        return Measurement.from_json(self._request(request, limits, progress))
+
+    def run_slice(
+        self, text: str, path: str | os.PathLike[str], limits: Limits, slice: Mapping[str, Any]
+    ) -> tuple[Measurement, dict[str, Any]]:
+        """Run the slice `text` of the file at `path` with stand-ins; also returns what those had to answer.
+
+        `slice` is the `spec` of `sliced.program`.
+        """
+        request: dict[str, Any] = {
+            "text": text,
+            "path": os.path.abspath(os.fspath(path)),
+            "argv": [],
+            "cwd": None,
+            "double": True,
+            "entry": "",
+            "allow_write": [],
+            "slice": dict(slice),
+        }
+        reply = self._request(request, limits, None)
+        answered = reply.pop("slice", {})
+        return Measurement.from_json(reply), answered
+
+    def _request(
+        self, request: Mapping[str, Any], limits: Limits, progress: Callable[[Mapping[str, float]], None] | None
+    ) -> dict[str, Any]:
+        """Send a request with these limits and wait for the measurement."""
+        message: dict[str, Any] = {
+            **request,
+            "timeout": limits.timeout,
+            "limits": dataclasses.asdict(limits),
             "progress": progress is not None,
         }
         with self._lock:
             self._start()
             try:
-                reply = self._ask(request)
+                reply = self._ask(message)
                 while "outcome" not in reply and "failure" not in reply:
                     if progress is not None:
                         progress(reply)
@@ -482,7 +512,7 @@ class Oracle:
                 raise
         if "failure" in reply:
             raise OracleError(reply["failure"])
-        return Measurement.from_json(reply)
+        return reply
 
     def _start(self) -> None:
         if self._server is not None and self._server.poll() is None:

@@ -304,7 +304,7 @@ def _summed_without_optimizer(measured: Measurement) -> Reading:
 
 def old_gradients(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
     """Half of the later updates also hold calls from before the update before."""
-    later = [bool(window.stale) for window in found[1:]]
+    later = [bool(w.stale) and bool(w.explained or w.update.uneven) for w in found[1:]]  # not in noise that was added
     if later and sum(later) * 2 >= len(later):
         window = next(w for w in found[1:] if w.stale)
         text = f"{sum(later)} of {len(later)} later updates also hold gradients that were stepped before"

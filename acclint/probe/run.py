@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from acclint.probe import guard, patches
+from acclint.probe import guard, patches, sliced
 from acclint.probe.ledger import Ledger
 
 MEMORY = 6 << 30  # bytes of address space beyond what the server has mapped
@@ -251,6 +251,8 @@ class _Child:
             try:
                 self.ledger.close()
                 reply = {**self.ledger.result(), "outcome": outcome, "error": error, "error_line": line}
+                if self.request.get("slice"):
+                    reply["slice"] = sliced.notes(reply, self.ledger.optimizer_ids)
             except Exception:
                 reply = {"failure": traceback.format_exc()}
             if self.ledger.failure:
@@ -334,6 +336,8 @@ class _Child:
         return "finished", None, 0
 
     def _script(self, path: str) -> Callable[[], None]:
+        if self.request.get("slice"):
+            return sliced.program({**self.request["slice"], "path": path}, self.text)
         module = types.ModuleType("__main__")
         module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
         code = compile(self.text, path, "exec")

@@ -195,7 +195,9 @@ def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str
         seen = windows(measured, owner)
         size = usual_size(seen) or 1
         relative = {id(u): row for u, row in zip(record.updates, measured.relative(owner, size), strict=True)}
-        updates = [[relative[id(w.update)].get(call, 0.0) for call in sorted({*w.stale, *w.fresh})] for w in seen]
+        updates = [
+            [relative[id(w.update)].get(call, 0.0) / w.clip for call in sorted({*w.stale, *w.fresh})] for w in seen
+        ]
         found.append({"owner": record.name, "line": record.line, "k": size, "updates": updates})
     return found
 

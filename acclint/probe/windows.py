@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from acclint.probe import Measurement, Term, Update
 
@@ -26,7 +27,8 @@ def bands(precision: str) -> tuple[float, float]:
 class Window:
     """An update of one optimizer and the backward calls that reached it since the update before.
 
-    `begin` and `end` are how many backward calls of the run came before its first and after its last one.
+    `begin` and `end` are how many backward calls of the run came before its first and after its last one. `clip` is the
+    coefficient by which the norm of the whole gradient was clipped before the step: it is no part of the weights.
     """
 
     measured: Measurement
@@ -35,9 +37,10 @@ class Window:
     fresh: tuple[int, ...]
     begin: int
     end: int
+    clip: float = 1.0
 
     def factor(self, call: int) -> float:
-        factor = self.update.coefficients.get(call, 0.0)
+        factor = self.update.coefficients.get(call, 0.0) / self.clip
         return factor if abs(factor) > 1e-6 else 0.0
 
     def terms(self, call: int) -> tuple[Term, ...]:
@@ -127,13 +130,18 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
     mine |= {t for update in record.updates for t in update.coefficients}  # gradients that were copied
     between: list[list[int]] = [[]]  # the calls before the first step, after it, after the second one, ...
     starts, count = [0], 0
+    clips = [1.0]  # after the last call of each of them
     for event in measured.events:
         if event.kind in ("backward", "grad") and event.ordinal is not None:
             count += 1
             if event.ordinal in mine and not measured.backwards[event.ordinal].replay:
                 between[-1].append(event.ordinal)
+                clips[-1] = 1.0
+        elif event.kind == "clip" and optimizer in event.owners:
+            clips[-1] *= _coefficient(event.data)
         elif event.kind == "step" and optimizer in event.owners:
             between.append([])
+            clips.append(1.0)
             starts.append(count)
     starts.append(count)
     between += [[]] * (len(record.updates) + 1 - len(between))
@@ -142,5 +150,14 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
         turn = index + update.closure  # the calls of a closure come after its step began
         if between[turn]:  # else a subclass whose step() calls its parent's: one update, seen twice
             end = starts[min(turn + 1, len(starts) - 1)]
-            found.append(Window(measured, optimizer, update, tuple(between[turn]), starts[turn], end))
+            clip = clips[turn] if turn < len(clips) else 1.0
+            found.append(Window(measured, optimizer, update, tuple(between[turn]), starts[turn], end, clip))
     return found
+
+
+def _coefficient(clip: Mapping[str, Any]) -> float:
+    """What `clip_grad_norm_` multiplies the gradient with (torch/nn/utils/clip_grad.py)."""
+    norm, limit = clip.get("norm"), clip.get("limit")
+    if clip.get("function") != "clip_grad_norm_" or norm is None or not limit or not norm < float("inf"):
+        return 1.0
+    return min(1.0, float(limit) / (float(norm) + 1e-6))

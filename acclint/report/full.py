@@ -10,7 +10,7 @@ import click
 
 from acclint.findings import Confidence, Finding, Fix, Place
 from acclint.lint import Lines, Result
-from acclint.report.style import bold, coloured, faint, label, location
+from acclint.report.style import bold, coloured, faint, label, location, verdict
 
 _TAB = 4
 # Rows further apart than this are shown with a gap between them.
@@ -55,7 +55,25 @@ def finding(item: Finding, lines: Lines, width: int = 100) -> str:
     if notes and len(parts) > 1:
         parts.append(faint(f"{'':>{gutter}}|"))
     parts += [line for note in notes for line in _wrap(note, gutter, width)]
-    return "\n".join(parts)
+    return "\n".join([*parts, *_measured(item, gutter, width)])
+
+
+def _measured(item: Finding, gutter: int, width: int) -> list[str]:
+    """What a measurement said, in the words of its verdict."""
+    measured = item.evidence.get("measured")
+    if not measured:
+        return []
+    predicted = measured["predicted"]
+    notes = [(verdict(item.verdict), measured["text"] if predicted else "only the run shows this")]
+    if not predicted or item.verdict == "refuted":
+        notes.append(("note", "acclint predicted otherwise: please report it with this script"))
+    lines = []
+    for word, text in notes:
+        indent = " " * (gutter + 2)
+        wrapped = textwrap.wrap(f"{click.unstyle(word)}: {text}", max(width - len(indent), 30), break_on_hyphens=False)
+        wrapped[0] = word + wrapped[0][len(click.unstyle(word)) :]
+        lines += [f"{' ' * gutter}{faint('= ')}{wrapped[0]}", *(indent + line for line in wrapped[1:])]
+    return lines
 
 
 def _how(fix: Fix) -> str:

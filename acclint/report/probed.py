@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
-
 from acclint.report import contributions, full, json
-from acclint.report.style import bold, faint, location, plural
+from acclint.report.style import bold, counted, location, plural, verdict
 
 if TYPE_CHECKING:
-    from acclint.probe.verdict import Judged
     from acclint.probe.watch import Watched
-
-_COLOURS = {"confirmed": "red", "refuted": "green"}
-_ORDER = ("confirmed", "refuted", "inconclusive", "not reached", "crashed")
-_REPORT = "acclint predicted otherwise: please report it with this script"
 
 
 def render(watched: Watched, width: int = 100, quiet: bool = False) -> str:
     """All findings of a watched run with their verdicts, then, unless `quiet`, the matrix that was measured."""
-    parts = [_finding(one, watched, width) for one in watched.judged]
+    parts = [
+        full.finding(one.finding, watched.lines.get(one.finding.place.filename, {}), width) for one in watched.judged
+    ]
     return "\n\n".join([*parts, *([] if quiet else _matrix(watched, width))])
 
 
 def render_concise(watched: Watched) -> str:
     """A line per finding: place, code, verdict, number or reason."""
     return "\n".join(
-        f"{bold(location(one.finding.place))}: {one.finding.code} {_verdict(one)}: {one.text}" for one in watched.judged
+        f"{bold(location(one.finding.place))}: {one.finding.code} {verdict(one.verdict)}: {one.text}"
+        for one in watched.judged
     )
 
 
@@ -43,8 +37,7 @@ def render_json(watched: Watched) -> str:
 def summary(watched: Watched) -> str:
     """One paragraph: how many findings have which verdict, and what was run."""
     measured = watched.measured
-    counts = Counter(one.verdict for one in watched.judged)
-    verdicts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in _ORDER if counts[verdict])
+    verdicts = counted(one.verdict for one in watched.judged)
     first = f"{plural(len(watched.judged), 'finding')}: {verdicts}" if watched.judged else "No findings"
     updates = sum(len(optimizer.updates) for optimizer in measured.optimizers)
     seen = f"{plural(len(measured.backwards), 'backward call')}, {plural(updates, 'update')}"
@@ -70,28 +63,6 @@ def output_of_failure(watched: Watched, lines: int = 8) -> str:
         return ""
     last = watched.measured.stderr.rstrip().splitlines()[-lines:]
     return "\n".join("  | " + "".join(c if c.isprintable() else "�" for c in line) for line in last)
-
-
-def _verdict(one: Judged) -> str:
-    return click.style(one.verdict, fg=_COLOURS.get(one.verdict, "yellow"), bold=True)
-
-
-def _finding(one: Judged, watched: Watched, width: int) -> str:
-    lines = watched.lines.get(one.finding.place.filename, {})
-    gutter = " " * (len(str(one.finding.place.row)) + 1)
-    told = full.finding(one.finding, lines, width)
-    if one.predicted:
-        notes = [(_verdict(one), one.text)]
-    else:
-        notes = [(_verdict(one), "only the run shows this")]
-    if not one.predicted or one.verdict == "refuted":
-        notes.append(("note", _REPORT))
-    for word, text in notes:
-        indent = gutter + "  "
-        wrapped = textwrap.wrap(f"{click.unstyle(word)}: {text}", max(width - len(indent), 30), break_on_hyphens=False)
-        wrapped[0] = word + wrapped[0][len(click.unstyle(word)) :]
-        told += "".join(f"\n{gutter + faint('= ') if at == 0 else indent}{line}" for at, line in enumerate(wrapped))
-    return told
 
 
 def _matrix(watched: Watched, width: int) -> Sequence[str]:

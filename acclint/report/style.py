@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import click
 
 from acclint.findings import Finding, Place, Severity
@@ -32,6 +35,20 @@ def label(finding: Finding) -> str:
     return coloured(finding.severity, f"{finding.severity.value}[{finding.code}]")
 
 
+def verdict(word: str) -> str:
+    """What a measurement says of a finding."""
+    return click.style(word, fg={"confirmed": "red", "refuted": "green"}.get(word, "yellow"), bold=True)
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """`1 file`, `2 files`."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+VERDICTS = ("confirmed", "refuted", "consistent", "inconclusive", "not reached", "crashed")
+
+
+def counted(verdicts: Iterable[str]) -> str:
+    """`4 confirmed, 1 inconclusive`."""
+    counts = Counter(verdicts)
+    return ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])

@@ -6,7 +6,7 @@ from collections import Counter
 
 from acclint.findings import LoopReport
 from acclint.lint import Hidden, Result
-from acclint.report.style import plural
+from acclint.report.style import counted, plural
 
 # More places than this are counted, unless all are asked for.
 _PLACES = 5
@@ -19,7 +19,8 @@ def render(result: Result, verbose: bool = False) -> str:
         files = len({finding.place.filename for finding in found})
         fixable = sum(1 for finding in found if finding.fix is not None and finding.fix.edits)
         told = f" ({fixable} fixable)" if fixable else ""
-        first = f"{plural(len(found), 'finding')}{told} in {plural(files, 'file')}"
+        measured = counted(finding.verdict for finding in found)
+        first = f"{plural(len(found), 'finding')}{told} in {plural(files, 'file')}{': ' if measured else ''}{measured}"
     else:
         first = "No findings"
     parts = [first, *_hidden(result.hidden)]
