@@ -367,6 +367,8 @@ _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "",
 }
 
+PATIENCE = 5.0  # seconds for the server to end a script and to delete its files
+
 _START = """\
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -400,9 +402,7 @@ class Oracle:
         self.close()
 
     def close(self) -> None:
-        self._end(patience=5.0)
-
-    def _end(self, patience: float) -> None:
+        """End the server, and with it what it is running."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -410,7 +410,7 @@ class Oracle:
         with contextlib.suppress(OSError):
             server.stdin.close()
         try:
-            server.wait(timeout=patience)
+            server.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -478,7 +478,7 @@ class Oracle:
                         progress(reply)
                     reply = self._receive()
             except KeyboardInterrupt:  # the answer would be taken for that of the next request
-                self._end(patience=0.0)
+                self.close()
                 raise
         if "failure" in reply:
             raise OracleError(reply["failure"])
@@ -487,7 +487,7 @@ class Oracle:
     def _start(self) -> None:
         if self._server is not None and self._server.poll() is None:
             return
-        self._end(patience=0.0)
+        self.close()
         if not hasattr(os, "fork"):
             raise OracleError("measuring needs os.fork, which this system does not have")
         root = str(Path(__file__).resolve().parents[2])
@@ -500,6 +500,7 @@ class Oracle:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 env={**os.environ, **_ENVIRONMENT, **self._hidden},
+                start_new_session=True,  # neither a Ctrl-C nor a kill of the client's group keeps it from cleaning up
             )
         except OSError as error:
             self._log.close()
@@ -528,7 +529,7 @@ class Oracle:
         self._server.wait()
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
-        self._end(patience=0.0)
+        self.close()
         if "No module named 'torch'" in last:
             raise OracleError(f"{self._python} has no torch; install it there: {self._python} -m pip install torch")
         raise OracleError(f"the measuring process ended: {last or 'no message'}")
