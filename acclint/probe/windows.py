@@ -126,21 +126,26 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
     mine = {t for t, call in enumerate(measured.backwards) if optimizer in call.owners}
     mine |= {t for update in record.updates for t in update.coefficients}  # gradients that were copied
     between: list[list[int]] = [[]]  # the calls before the first step, after it, after the second one, ...
-    starts, count = [0], 0
+    starts, count, inside = [0], 0, False
     for event in measured.events:
         if event.kind in ("backward", "grad") and event.ordinal is not None:
+            call = measured.backwards[event.ordinal]
             count += 1
-            if event.ordinal in mine and not measured.backwards[event.ordinal].replay:
-                between[-1].append(event.ordinal)
-        elif event.kind == "step" and optimizer in event.owners:
-            between.append([])
-            starts.append(count)
+            within = inside and call.closure  # made while the step runs: it is part of that update, not of the next
+            if within:
+                starts[-1] = count
+            if event.ordinal in mine and not call.replay:
+                between[-2 if within else -1].append(event.ordinal)
+        elif event.kind == "step":
+            inside = optimizer in event.owners
+            if inside:
+                between.append([])
+                starts.append(count)
     starts.append(count)
     between += [[]] * (len(record.updates) + 1 - len(between))
     found = []
     for index, update in enumerate(record.updates):
-        turn = index + update.closure  # the calls of a closure come after its step began
-        if between[turn]:  # else a subclass whose step() calls its parent's: one update, seen twice
-            end = starts[min(turn + 1, len(starts) - 1)]
-            found.append(Window(measured, optimizer, update, tuple(between[turn]), starts[turn], end))
+        if between[index]:  # else a subclass whose step() calls its parent's: one update, seen twice
+            end = starts[min(index + 1, len(starts) - 1)]
+            found.append(Window(measured, optimizer, update, tuple(between[index]), starts[index], end))
     return found
