@@ -295,6 +295,8 @@ def _patch_tools(ledger: Ledger) -> None:
             owners = {o for p in params for o in ledger.param_owners.get(id(p), ())}
             limit = number(given.get("max_norm", given.get("clip_value")))
             event = ledger.event("clip", None, owners, limit=limit, function=original.__name__)
+            if ledger.closure_of is not None:
+                event["data"]["closure"] = True
             result = original(**given)
             event["data"]["norm"] = number(result)
             return result

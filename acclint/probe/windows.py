@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from acclint.probe import Measurement, Term, Update
+from acclint.probe import Event, Measurement, Term, Update
 
 # The coefficients of an update explain its gradient only below this relative distance.
 RESIDUAL = 1e-3
@@ -26,7 +27,9 @@ def bands(precision: str) -> tuple[float, float]:
 class Window:
     """An update of one optimizer and the backward calls that reached it since the update before.
 
-    `begin` and `end` are how many backward calls of the run came before its first and after its last one.
+    `begin` and `end` are how many backward calls of the run came before its first and after its last one. `clipped` is
+    what clipping the norm of the whole gradient multiplied it with, right before the step: that changes the size of an
+    update on purpose, and is taken out of the factors.
     """
 
     measured: Measurement
@@ -35,9 +38,10 @@ class Window:
     fresh: tuple[int, ...]
     begin: int
     end: int
+    clipped: float = 1.0
 
     def factor(self, call: int) -> float:
-        factor = self.update.coefficients.get(call, 0.0)
+        factor = self.update.coefficients.get(call, 0.0) / self.clipped
         return factor if abs(factor) > 1e-6 else 0.0
 
     def terms(self, call: int) -> tuple[Term, ...]:
@@ -125,27 +129,44 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
     record = measured.optimizers[optimizer]
     mine = {t for t, call in enumerate(measured.backwards) if optimizer in call.owners}
     mine |= {t for update in record.updates for t in update.coefficients}  # gradients that were copied
-    between: list[list[int]] = [[]]  # the calls before the first step, after it, after the second one, ...
-    starts, count, inside = [0], 0, False
+    spans, count, inside = [_Span(0)], 0, False  # before the first step, after it, after the second one, ...
     for event in measured.events:
+        # what a step's closure does is part of its update, not of the next
+        within = inside and bool(event.data.get("closure"))
+        span = spans[-2] if within else spans[-1]
         if event.kind in ("backward", "grad") and event.ordinal is not None:
-            call = measured.backwards[event.ordinal]
             count += 1
-            within = inside and call.closure  # made while the step runs: it is part of that update, not of the next
             if within:
-                starts[-1] = count
-            if event.ordinal in mine and not call.replay:
-                between[-2 if within else -1].append(event.ordinal)
+                spans[-1].begin = count
+            if event.ordinal in mine and not measured.backwards[event.ordinal].replay:
+                span.calls.append(event.ordinal)
+                span.clipped = 1.0
+        elif event.kind == "clip" and optimizer in event.owners:
+            span.clipped *= _clip_factor(event)
         elif event.kind == "step":
             inside = optimizer in event.owners
             if inside:
-                between.append([])
-                starts.append(count)
-    starts.append(count)
-    between += [[]] * (len(record.updates) + 1 - len(between))
-    found = []
-    for index, update in enumerate(record.updates):
-        if between[index]:  # else a subclass whose step() calls its parent's: one update, seen twice
-            end = starts[min(index + 1, len(starts) - 1)]
-            found.append(Window(measured, optimizer, update, tuple(between[index]), starts[index], end))
-    return found
+                spans.append(_Span(count))
+    ends = [span.begin for span in spans[1:]] + [count] * (len(record.updates) + 1)
+    return [
+        Window(measured, optimizer, update, tuple(span.calls), span.begin, end, span.clipped)
+        for update, span, end in zip(record.updates, spans, ends, strict=False)
+        if span.calls  # else a subclass whose step() calls its parent's: one update, seen twice
+    ]
+
+
+@dataclass
+class _Span:
+    """The calls of an optimizer from one step to the next, as `Window` has them."""
+
+    begin: int
+    calls: list[int] = field(default_factory=list)
+    clipped: float = 1.0
+
+
+def _clip_factor(event: Event) -> float:
+    """What torch's clip_grad_norm_ multiplied a gradient with; 1 for other functions and norms below the limit."""
+    limit, norm = event.data.get("limit"), event.data.get("norm")
+    if event.data.get("function") != "clip_grad_norm_" or limit is None or norm is None or not 0 < norm < math.inf:
+        return 1.0
+    return min(1.0, float(limit) / (float(norm) + 1e-6)) or 1.0

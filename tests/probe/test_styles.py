@@ -191,6 +191,75 @@ for _ in range(5):
 """,
     ),
     (
+        "closure_that_only_reports",
+        set(),
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+losses = []
+for i, (x, y) in enumerate(loader):
+    loss = F.cross_entropy(model(x), y)
+    (loss / 4).backward()
+    losses.append(loss.item())
+    if i % 4 == 3:
+        opt.step(lambda: sum(losses[-4:]) / 4)
+        opt.zero_grad()
+""",
+    ),
+    (
+        "closure_runs_the_last_backward_and_clips",
+        set(),
+        DATA
+        + """
+opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for i, batch in enumerate(loader):
+    def closure():
+        x, y = batch
+        if i % 4 == 0:
+            opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        (loss / 4).backward()
+        if i % 4 == 3:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        return loss
+    if i % 4 == 3:
+        opt.step(closure)
+    else:
+        closure()
+""",
+    ),
+    (
+        "closures_and_old_gradients",
+        {"ACC015"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=1e-3)
+for i, batch in enumerate(loader):
+    def closure():
+        x, y = batch
+        loss = F.cross_entropy(model(x), y)
+        (loss / 4).backward()
+        return loss
+    if i % 4 == 3:
+        opt.step(closure)
+    else:
+        closure()
+""",
+    ),
+    (
+        "clipped_and_not_divided",
+        {"ACC001"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+for i, (x, y) in enumerate(loader):
+    F.cross_entropy(model(x), y).backward()
+    if i % 4 == 3:
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step(); opt.zero_grad()
+""",
+    ),
+    (
         "trainer_object_zeroes_too_soon",
         {"ACC002"},
         DATA
