@@ -22,8 +22,6 @@ UPDATES = 32
 BATCHES = 24  # an epoch has at least so many batches, if it has them,
 MODULUS = 8  # and as many modulo this (and the k that the source tells) as without the probe
 BACKWARDS = 2000
-# A factor is measured, but not whether it was meant: what the check doubted so much that it was silent stays hidden.
-SCALES = ("ACC001", "ACC021")
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def judge(script: str, measured: Measurement, results: Iterable[lint.Result]) ->
     run = Run(measured, os.path.abspath(script), texts)
     shown = [run.judge(finding) for outcome in outcomes for finding in outcome.result.findings]
     hidden = [run.judge(one.finding) for outcome in outcomes for one in outcome.hidden]
-    judged = [*shown, *(one for one in hidden if one.verdict == CONFIRMED and one.finding.code not in SCALES)]
+    judged = [*shown, *(one for one in hidden if one.verdict == CONFIRMED)]
     loops = [loop for outcome in outcomes for loop in outcome.result.loops]
     judged += run.findings([*shown, *hidden], loops)
     judged.sort(key=lambda one: (one.finding.place, one.finding.code))
