@@ -27,6 +27,7 @@ from acclint.probe.graphs import Graphs
 from acclint.probe.leaves import Explanation, Item, Leaf, get_grad, has_gradient, ratio
 from acclint.probe.nodes import number
 from acclint.probe.places import Places
+from acclint.probe.ranks import Ranks
 from acclint.probe.records import Call, Optimizer, Scheduler, rate_of, scheduler_result
 from acclint.probe.terms import Terms
 
@@ -47,6 +48,7 @@ class Ledger:
         self.places = Places()
         self.terms = Terms()
         self.graphs = Graphs(self.places)
+        self.ranks = Ranks()
         self.failure = ""  # the traceback of a mistake in the ledger itself
         self.quiet = 0  # inside torch's own zeroing and stepping: no events of single gradients
         self.call_depth = 0
@@ -581,6 +583,7 @@ class Ledger:
             event = self.event("backward" if call.via == "backward" else "grad", call.place, owners, call.ordinal)
             if call.closure:
                 event["data"]["closure"] = True
+            self.ranks.after_backward(self.leaves.values(), call.fired)
             self.observe()
         call.probes.clear()
         call.hooks.clear()

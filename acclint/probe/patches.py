@@ -463,6 +463,16 @@ def _patch_modules(ledger: Ledger) -> None:
 
     _patch(torch.nn.Module, "load_state_dict", load)
 
+    def forward(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(replica: Any, *args: Any, **kwargs: Any) -> Any:
+            if ledger.active and torch.is_grad_enabled():
+                ledger.ranks.called(replica)
+            return original(replica, *args, **kwargs)
+
+        return wrapper
+
+    _patch(torch.nn.parallel.DistributedDataParallel, "forward", forward)
+
 
 def _patch(target: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     original = getattr(target, name)

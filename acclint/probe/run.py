@@ -125,8 +125,9 @@ def _warm_up() -> Ledger:
     """Pay for every slow import here, but start no thread: a backward call would, and forked children could not."""
     torch.set_num_threads(1)
     ledger = Ledger()
+    # imports torch._dynamo, which in old versions looks into what is patched
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     patches.install(ledger)
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # imports torch._dynamo
     try:
         import numpy as np
 
