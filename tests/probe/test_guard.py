@@ -220,9 +220,10 @@ def test_the_script_ends_with_the_one_who_measures(tmp_path: Path) -> None:
 
 
 CLIENT = """
-import sys
+import signal, sys
 from acclint.probe import Oracle
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with Oracle() as oracle:
     print(oracle._server.pid, flush=True)
     print(oracle.measure(sys.argv[1], timeout=600).outcome, flush=True)
