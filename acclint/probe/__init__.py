@@ -360,6 +360,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else it starts a pool of processes
     "WANDB_MODE": "disabled",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
