@@ -16,9 +16,9 @@ import os
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from acclint.probe.nodes import number
 from acclint.probe.places import Places
 from acclint.probe.ranks import Ranks
 from acclint.probe.records import Call, Optimizer, Scheduler, rate_of, scheduler_result
+from acclint.probe.shadow import Shadow, apart
 from acclint.probe.terms import Terms
 
 SAMPLED_TENSORS = 8  # per parameter group: enough to see one group that is treated differently
@@ -40,6 +41,13 @@ POOL = -1
 register_hook: Callable[..., Any] = Tensor.register_hook  # torch's own, before it is patched
 
 
+_exit = os._exit  # before a script's process replaces it
+
+
+def _leave(_: str) -> NoReturn:
+    _exit(0)
+
+
 class Ledger:
     """All recording. One per process; inactive until `start`."""
 
@@ -49,6 +57,7 @@ class Ledger:
         self.terms = Terms()
         self.graphs = Graphs(self.places)
         self.ranks = Ranks()
+        self.shadow = Shadow(self)
         self.failure = ""  # the traceback of a mistake in the ledger itself
         self.quiet = 0  # inside torch's own zeroing and stepping: no events of single gradients
         self.call_depth = 0
@@ -57,6 +66,7 @@ class Ledger:
         self.max_updates: int | None = None
         self.batches: tuple[int, int] | None = None
         self.stop: Callable[[str], None] = lambda _: None
+        self.leave: Callable[[str], NoReturn] = _leave
         self.progress: Callable[[], None] = lambda: None
         self.events: list[dict[str, Any]] = []
         self.calls: list[Call] = []
@@ -99,6 +109,8 @@ class Ledger:
         self.stop = stop
         self.progress = progress
         self.began = time.monotonic()
+        self.shadow.wanted = limits["shadow"]
+        self.shadow.deadline = self.began + limits["timeout"]
         self.active = True
         # a process that the script forks records nothing
         os.register_at_fork(after_in_child=self.pause)
@@ -135,6 +147,7 @@ class Ledger:
             "leftover": [self._leftover_result(i) for i in range(len(self.optimizers))],
             "live_graphs": self.graphs.live_result(),
             **self.graphs.growth_result(),
+            "comparison": self.shadow.compared,
             "batch_norms": [{"samples": s, "values": v, "count": n} for (s, v), n in self.batch_norms.items()],
             "precision": self.precision or str(torch.get_default_dtype()).removeprefix("torch."),
             "torch": torch.__version__,
@@ -385,10 +398,44 @@ class Ledger:
                 "coefficients": coefficients,
                 "residual": self._residual(leaves, raw),
                 "uneven": uneven,
+                "counted": self._counted_distance(owner, raw),
                 "lr": lr,
                 "closure": self.closure_of == owner,
             }
         )
+
+    def gradient(self, owner: int) -> Tensor:
+        """The sampled entries of `.grad` at the last look."""
+        values = [leaf.value.double() for leaf in self._leaves_of(owner) if leaf.value is not None]
+        return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)
+
+    def counted(self, owner: int, calls: Iterable[int]) -> Tensor | None:
+        """The gradient of these calls, each as often as its loss has elements; None if that is not known of all.
+
+        The mean over all elements of a window is that, up to a factor.
+        """
+        factors: dict[int, float] = {}
+        for t in calls:
+            call = self.calls[t] if t < len(self.calls) else None
+            terms = [term for term in call.terms if term["data"]] if call is not None else []
+            if len(terms) != 1 or terms[0]["reduction"] != "mean" or not terms[0]["elements"] or not terms[0]["weight"]:
+                return None
+            factors[t] = terms[0]["elements"] / terms[0]["weight"]
+        sums = []
+        for leaf in self._leaves_of(owner):
+            if leaf.value is not None:
+                total = torch.zeros_like(leaf.value).double()
+                for t, factor in factors.items():
+                    if t in leaf.history:
+                        total += factor * leaf.history[t].double()
+                sums.append(total)
+        return torch.cat(sums) if sums else None
+
+    def _counted_distance(self, owner: int, calls: Collection[int]) -> float | None:
+        if len(calls) < 2 or len(calls) > CHECKED_TERMS:
+            return None
+        counted = self.counted(owner, calls)
+        return None if counted is None else apart(self.gradient(owner), counted)[1]
 
     def _scale_of(self, t: int) -> float:
         call = self.calls[t] if t < len(self.calls) else self.current  # a step inside backward
@@ -654,6 +701,7 @@ class Ledger:
             lr = number(optimizer.param_groups[0].get("lr")) if optimizer.param_groups else None
             self.take_update(owner, place, lr, 1 / scale if scale else 1.0)
         self.optimizers[owner].taken = True
+        self.shadow.stepped(owner)
 
     def scheduler(self, scheduler: Any) -> Scheduler:
         record = self.schedulers.get(id(scheduler))

@@ -386,6 +386,7 @@ def _patch_loaders(ledger: Ledger) -> None:
                 sizes = {"length": used, "real_length": real, "batch_size": loader.batch_size}
                 ledger.event("loader_begin", None, (), ordinal, **sizes)
                 ledger.iterators[iterator] = [ordinal, 0, used if used != real else None]
+                ledger.shadow.begin(iterator, loader.batch_size)
                 if real is not None and used is not None and used < real:
                     leave_out(iterator, used - 1, real - used)
             return iterator
@@ -406,7 +407,7 @@ def _patch_loaders(ledger: Ledger) -> None:
                 state = ledger.iterators.get(iterator) if ledger.active else None
                 if state is not None and state[2] is not None and state[1] >= state[2]:
                     raise StopIteration
-                batch = original(iterator)
+                batch = ledger.shadow.fetch(iterator, original) if ledger.active else original(iterator)
             except StopIteration:
                 state = ledger.iterators.pop(iterator, None) if ledger.active else None
                 if state is not None:

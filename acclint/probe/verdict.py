@@ -17,9 +17,12 @@ from acclint.rules import all_rules
 CONFIRMED, REFUTED, INCONCLUSIVE = "confirmed", "refuted", "inconclusive"
 NOT_REACHED, CRASHED = "not reached", "crashed"
 
-# What a run may say on its own, the more specific before the others: here the numbers leave no other intention open.
-_RUN_ONLY = ("ACC014", "ACC002", "ACC015", "ACC005", "ACC001", "ACC003")
-_TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}
+# What a run may say on its own: here the numbers leave no other intention open. Of the weights the first that is shown,
+_WEIGHTS = ("ACC014", "ACC002", "ACC015", "ACC001")
+_BESIDE = ("ACC005", "ACC003", "ACC017", "ACC011")  # and whatever else is.
+_TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}  # else info
+# Names and severities of what the source is not searched for.
+_UNSEARCHED = {"ACC011": ("mean-of-means", Severity.INFO), "ACC017": ("batch-coupled-loss", Severity.WARNING)}
 
 Spot = tuple[str, int]  # file (empty: the script), row
 
@@ -28,12 +31,13 @@ Spot = tuple[str, int]  # file (empty: the script), row
 class Judged:
     """A finding with `evidence["measured"]` filled; `verdict` and `text` are its verdict and the number or reason.
 
-    `predicted` is False for what only the run shows.
+    `owners` are the optimizers that it is about. `predicted` is False for what only the run shows.
     """
 
     finding: Finding
     verdict: str
     text: str
+    owners: tuple[int, ...] = ()
     predicted: bool = True
 
 
@@ -123,19 +127,21 @@ class Run:
     # --- what only the run shows ---
 
     def findings(self, judged: Sequence[Judged], loops: Sequence[LoopReport]) -> list[Judged]:
-        """Defects that the numbers show and no finding of the source tells, one per optimizer."""
+        """Defects that the numbers show and no finding of the source tells."""
         found: list[Judged] = []
-        explained = {owner for one in judged if one.verdict == CONFIRMED for owner in self._verdict(one.finding)[2]}
-        told = {one.finding.code for one in judged if one.verdict == CONFIRMED}
+        confirmed = [one for one in judged if one.verdict == CONFIRMED]
+        explained = {owner for one in confirmed for owner in one.owners}
+        told = {one.finding.code for one in confirmed}
         for owner in range(len(self.measured.optimizers)):
-            if owner in explained:
-                continue
-            for code in _RUN_ONLY:
+            weights = () if owner in explained else _WEIGHTS
+            for code in (*weights, *_BESIDE):
                 reading = read(code, self.measured, [owner])
-                if reading.shown and code not in told and not self._intended(code, loops, judged):
-                    found.append(self._only_run(code, reading, owner))
-                    told |= {code} if code in ("ACC003", "ACC005") else set()
-                    break
+                if not reading.shown or code in told or self._intended(code, loops, judged):
+                    continue
+                if code in _WEIGHTS and any(one.owners == (owner,) and one.finding.code in _WEIGHTS for one in found):
+                    continue
+                found.append(self._only_run(code, reading, owner))
+            told |= {one.finding.code for one in found if one.finding.code in _BESIDE}
         return found
 
     def _intended(self, code: str, loops: Sequence[LoopReport], judged: Sequence[Judged]) -> bool:
@@ -146,24 +152,25 @@ class Run:
             sizes = {window.size for owner in owners for window in windows(self.measured, owner)}
             return any(_unscaled(row, size) for row in rows for size in sizes if size > 1)
         if code == "ACC003":
-            judged_already = any(one.finding.code == code for one in judged)
-            return judged_already or min(use.samples for use in self.measured.batch_norms) not in _TINY
+            return any(one.finding.code == code for one in judged)
+        if code == "ACC005":
+            return any(one.finding.code == "ACC031" and one.verdict == CONFIRMED for one in judged)
         return False
 
     def _only_run(self, code: str, reading: Reading, owner: int) -> Judged:
-        rule = all_rules()[code]
+        rule = all_rules().get(code)
+        name, severity = (rule.name, rule.severity) if rule is not None else _UNSEARCHED[code]
         record = self.measured.optimizers[owner]
         file, row = (reading.file, reading.line) if reading.line else ("", record.line)
-        severity = rule.severity
         if code == "ACC003":
-            severity = _TINY[min(use.samples for use in self.measured.batch_norms)]
+            severity = _TINY.get(min(use.samples for use in self.measured.batch_norms), Severity.INFO)
         path = os.path.relpath(file or self.script)
         path = path if not path.startswith("..") else file or self.script
         lines = self.texts.get(file or self.script, "").splitlines()
         line = lines[row - 1] if 0 < row <= len(lines) else ""
         place = Place(path, max(row, 1), len(line) - len(line.lstrip()) + 1, max(row, 1), len(line.rstrip()) + 1)
         evidence: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
-        finding = Finding(code, rule.name, severity, Confidence.HIGH, reading.text, place, evidence=evidence)
+        finding = Finding(code, name, severity, Confidence.HIGH, reading.text, place, evidence=evidence)
         return self._judged(finding, CONFIRMED, reading.text, [owner], predicted=False)
 
     def _judged(self, finding: Finding, verdict: str, text: str, owners: list[int], predicted: bool = True) -> Judged:
@@ -181,7 +188,9 @@ class Run:
             "thresholds": {"equal": equal, "different": different, "residual": RESIDUAL},
             "run": {"outcome": measured.outcome, "backwards": len(measured.backwards), "torch": measured.torch},
         }
-        return Judged(replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, predicted)
+        return Judged(
+            replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, tuple(owners), predicted
+        )
 
 
 def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str, Any]]:

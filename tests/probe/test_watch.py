@@ -27,6 +27,8 @@ FILES = sorted(ROOT.glob("*/*.py"))
 UNDECIDED = {"seeds/003_same_learning_rate"}
 # More than half of the micro-batches are left over and zeroed: the numbers alone call that ACC002.
 OTHERWISE = {"ACC007/bad_large_window_zeroed"}
+# What is true beside the expected: each part's contrastive loss sees its own samples only.
+BESIDE = {"ACC001/bad_contrastive_loss_per_part": {"ACC017"}}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_fixtures_are_judged_right(path: Path, oracle: Oracle) -> None:
         assert "confirmed" in seen or (undecided and seen == {"inconclusive"}), (code, found.judged)
         assert "refuted" not in seen, (code, found.judged)
     confirmed = {one.finding.code for one in found.judged if one.verdict == "confirmed"}
-    assert confirmed <= expected, found.judged
+    assert confirmed - BESIDE.get(f"{path.parent.name}/{path.stem}", set()) <= expected, found.judged
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
