@@ -10,6 +10,7 @@ from typing import Any
 
 from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
 from acclint.probe import Measurement
+from acclint.probe.agreement import relative_row
 from acclint.probe.readings import CHECKS, Reading, read
 from acclint.probe.windows import RESIDUAL, bands, usual_size, windows
 from acclint.rules import all_rules
@@ -39,6 +40,11 @@ class Judged:
     text: str
     owners: tuple[int, ...] = ()
     predicted: bool = True
+
+    @property
+    def surprising(self) -> bool:
+        """Whether the source said otherwise than the run; what it is not searched for is no surprise."""
+        return self.verdict == REFUTED or not (self.predicted or self.finding.code in _UNSEARCHED)
 
 
 class Run:
@@ -91,7 +97,7 @@ class Run:
 
         Those are the optimizers of what happened at the spots themselves, else of what happened in their loops.
         """
-        blocks = [(file, *self._block(file, row)) for file, row in spots]
+        blocks = [(file, *self.block(file, row)) for file, row in spots]
         exact: set[int] = set()
         around: set[int] = set()
         reached = False
@@ -118,7 +124,7 @@ class Run:
         for count in self.measured.live_graphs:  # a validation loop calls models only
             yield ("", count.line), (), ()
 
-    def _block(self, file: str, row: int) -> tuple[int, int]:
+    def block(self, file: str, row: int) -> tuple[int, int]:
         """First and last row of the innermost loop or function around a row, else the whole file."""
         blocks = self._blocks.get(file or self.script, [])
         around = [(last - first, first, last) for first, last in blocks if first <= row <= last]
@@ -196,16 +202,16 @@ class Run:
 def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str, Any]]:
     """Per optimizer its measured matrix in the shape of `evidence.contributions`: 1 is right, a row per update.
 
-    A row holds the backward calls since the update before, and before them those of earlier ones that are in it.
+    A row holds the backward calls since the update before, and before them those of earlier ones that are in it. What
+    clipping the whole gradient multiplies it with is left out.
     """
     found = []
     for owner in owners:
         record = measured.optimizers[owner]
         seen = windows(measured, owner)
         size = usual_size(seen) or 1
-        relative = {id(u): row for u, row in zip(record.updates, measured.relative(owner, size), strict=True)}
-        updates = [[relative[id(w.update)].get(call, 0.0) for call in sorted({*w.stale, *w.fresh})] for w in seen]
-        found.append({"owner": record.name, "line": record.line, "k": size, "updates": updates})
+        updates = [list(relative_row(window, size)) for window in seen]
+        found.append({"owner": record.name, "optimizer": owner, "line": record.line, "k": size, "updates": updates})
     return found
 
 

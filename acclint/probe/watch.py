@@ -14,6 +14,7 @@ from typing import Any
 from acclint import Problem, lint
 from acclint.findings import Finding
 from acclint.probe import Limits, Measurement, Oracle
+from acclint.probe.agreement import Agreement, agreements
 from acclint.probe.readings import CHECKS
 from acclint.probe.verdict import CONFIRMED, REFUTED, Judged, Run
 from acclint.rules import all_rules
@@ -42,7 +43,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Watched:
-    """A watched run. `judged` are the findings with their verdicts, by place; `lines` are the files by shown name.
+    """A watched run. `judged` are the findings with their verdicts, by place; `agreements` are the contributions that
+    can be compared with predicted ones; `lines` are the files by shown name.
 
     Findings below the thresholds of the settings are among them only if they are confirmed.
     """
@@ -50,6 +52,7 @@ class Watched:
     script: str
     measured: Measurement
     judged: tuple[Judged, ...]
+    agreements: tuple[Agreement, ...] = ()
     lines: Mapping[str, lint.Lines] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
 
@@ -57,11 +60,6 @@ class Watched:
     def remaining(self) -> tuple[Finding, ...]:
         """The findings that were not refuted."""
         return tuple(one.finding for one in self.judged if one.verdict != REFUTED)
-
-    @property
-    def surprises(self) -> tuple[Judged, ...]:
-        """Where prediction and measurement differ: what was refuted, and what only the run shows."""
-        return tuple(one for one in self.judged if one.verdict == REFUTED or not one.predicted)
 
 
 def watch(
@@ -125,7 +123,9 @@ def judge(
     judged.sort(key=lambda one: (one.finding.place, one.finding.code))
     lines: dict[str, Any] = {name: {None: tuple(texts[os.path.abspath(name)].splitlines())} for name in names}
     errors = tuple(outcome.error for outcome in outcomes if outcome.error)
-    return Watched(script, measured, tuple(judged), lines, errors)
+    predicted = [one.finding for one in (*shown, *hidden)]
+    compared = tuple(agreements(measured, run.script, loops, predicted, run.block))
+    return Watched(script, measured, tuple(judged), compared, lines, errors)
 
 
 def interpreter() -> str:
