@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from acclint.probe.difference import RESIDUAL
 from acclint.probe.graphs import Graphs
 from acclint.probe.leaves import Explanation, Item, Leaf, get_grad, has_gradient, ratio
 from acclint.probe.nodes import number
@@ -462,7 +463,7 @@ class Ledger:
                     value = value - a * leaf.history[t].double()
             distance += float(value.square().sum())
         residual = math.sqrt(distance / norm) if norm else 0.0
-        return math.nan if broken and residual <= 1e-3 else residual
+        return math.nan if broken and residual <= RESIDUAL else residual
 
     def _moved_by_hand(self) -> list[tuple[Leaf, Tensor]]:
         """Parameters of no optimizer that have changed since the last look, and their change."""

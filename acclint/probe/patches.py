@@ -335,7 +335,7 @@ def _patch_tools(ledger: Ledger) -> None:
 
         return wrapper
 
-    scaler = torch.amp.GradScaler
+    scaler: Any = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler  # before torch 2.3
     _patch(scaler, "scale", scale)
     _patch(scaler, "unscale_", functools.partial(tell, "unscale"))
     _patch(scaler, "step", functools.partial(tell, "scaler_step"))

@@ -45,11 +45,16 @@ def read(code: str, measured: Measurement, optimizers: Sequence[int]) -> Reading
     if code == "ACC005" and not measured.optimizers:
         return graphs_pile_up(measured, 0, [])  # an evaluation alone
     readings = [check(measured, o, windows(measured, o)) for o in optimizers]
+    return _together(readings) or Reading(None, "no optimizer was made")
+
+
+def _together(readings: Sequence[Reading]) -> Reading | None:
+    """Shown if one shows it, absent only if all show its absence."""
     for wanted in (True, None, False):
         for reading in readings:
             if reading.shown is wanted:
                 return reading
-    return Reading(None, "no optimizer was made")
+    return None
 
 
 def _most(answers: Sequence[bool]) -> bool:
@@ -210,13 +215,9 @@ def _percent(distance: float) -> str:
 def schedule_mixes_units(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
     """A schedule is over too early or never, or a plateau scheduler counts updates or micro-batches."""
     schedulers = [s for s in measured.schedulers if s.optimizer == optimizer]
-    readings = [_schedule(measured, s) for s in schedulers if s.steps]
-    for wanted in (True, None, False):
-        for reading in readings:
-            if reading.shown is wanted:
-                return reading
     what = "was stepped" if schedulers else f"of {_name(measured, optimizer)} was seen"
-    return Reading(None, f"no learning rate scheduler {what}")
+    read = _together([_schedule(measured, s) for s in schedulers if s.steps])
+    return read or Reading(None, f"no learning rate scheduler {what}")
 
 
 def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:

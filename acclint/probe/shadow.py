@@ -35,6 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acclint.probe.difference import RESIDUAL
+
 if TYPE_CHECKING:
     from acclint.probe.ledger import Ledger
 
@@ -156,7 +158,7 @@ class Shadow:
         for update in updates:
             factors = list(update["coefficients"].values())
             alike = factors and max(factors) - min(factors) <= 0.01 * max(map(abs, factors))
-            if not alike or update["uneven"] or not update["residual"] < 1e-3:
+            if not alike or update["uneven"] or not update["residual"] < RESIDUAL:
                 return False
         return len({len(update["coefficients"]) for update in updates}) == 1
 
@@ -254,7 +256,7 @@ class Shadow:
         update = self.ledger.optimizers[owner].updates[-1]
         with self.ledger.own_work():
             told = {"gradient": self.ledger.gradient(owner).tolist()}
-            counted = self.ledger.counted(owner, update["coefficients"]) if update["residual"] < 1e-3 else None
+            counted = self.ledger.counted(owner, update["coefficients"]) if update["residual"] < RESIDUAL else None
             if counted is not None:
                 told["counted"] = counted.tolist()
         data = memoryview(json.dumps(told).encode())

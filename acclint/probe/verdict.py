@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
 from acclint.probe import Measurement
 from acclint.probe.agreement import relative_row
+from acclint.probe.difference import RESIDUAL
 from acclint.probe.readings import CHECKS, Reading, read
-from acclint.probe.windows import RESIDUAL, bands, usual_size, windows
+from acclint.probe.windows import bands, usual_size, windows
 from acclint.rules import all_rules
 
 CONFIRMED, REFUTED, INCONCLUSIVE = "confirmed", "refuted", "inconclusive"
@@ -192,6 +193,7 @@ class Run:
             "precision": measured.precision,
             "residual": max(known) if known else None,
             "thresholds": {"equal": equal, "different": different, "residual": RESIDUAL},
+            "comparison": None if measured.comparison is None else _known(asdict(measured.comparison)),
             "run": {"outcome": measured.outcome, "backwards": len(measured.backwards), "torch": measured.torch},
         }
         return Judged(
@@ -213,6 +215,11 @@ def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str
         updates = [list(relative_row(window, size)) for window in seen]
         found.append({"owner": record.name, "optimizer": owner, "line": record.line, "k": size, "updates": updates})
     return found
+
+
+def _known(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: None says that a number is not known."""
+    return {name: None if number != number else number for name, number in numbers.items()}
 
 
 def _unscaled(row: Sequence[float], size: int) -> bool:

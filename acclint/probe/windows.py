@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from acclint.probe import Event, Measurement, Term, Update
+from acclint.probe.difference import BANDS, RESIDUAL
 
-# The coefficients of an update explain its gradient only below this relative distance.
-RESIDUAL = 1e-3
-
-# By the coarsest dtype of the gradients: equal up to the first relative difference, different from the second on.
-# Between them lies what rounding may be or may not; half types tell only factors of 2 apart.
-_BANDS = {"float64": (1e-6, 1e-4), "float32": (1e-4, 5e-3), "float16": (2e-2, 0.5), "bfloat16": (1e-1, 0.5)}
+_HALVES = 0.5  # half types tell only factors of 2 apart
 _FACTORS = {"float64": 0.02, "float32": 0.02}
 
 
 def bands(precision: str) -> tuple[float, float]:
-    """Equal up to the first relative difference, different from the second on."""
-    return _BANDS.get(precision, _BANDS["float32"])
+    """Equal up to the first relative difference, different from the second on; between them, it may be rounding."""
+    equal, different = BANDS.get(precision, BANDS["float32"])
+    return equal, min(different, _HALVES)
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import json
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from acclint import lint
+from acclint.cli import cli
 from acclint.findings import Severity
 from acclint.probe import Comparison, Measurement, Oracle
 from acclint.probe.readings import read
@@ -255,6 +257,20 @@ def test_the_script_goes_on_as_without_the_forks(oracle: Oracle, tmp_path: Path)
     assert len(shadowed.events) == len(plain.events)
 
 
+def test_the_comparison_is_in_the_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(loop(CONTRASTIVE))
+    result = CliRunner().invoke(cli, ["probe", "train.py", "--output-format", "json"])
+    assert result.exit_code == 1
+    (entry,) = json.loads(result.stdout, parse_constant=pytest.fail)  # a NaN is no JSON
+    assert (entry["code"], entry["name"], entry["severity"]) == ("ACC017", "batch-coupled-loss", "warning")
+    assert entry["location"]["row"] == loop(CONTRASTIVE).splitlines().index("    (loss / 4).backward()") + 1
+    assert entry["evidence"]["measured"]["comparison"]["error"] > 0.05
+    told = CliRunner().invoke(cli, ["probe", "train.py"]).stdout
+    assert "only the run shows this" in told
+    assert "please report" not in told  # the source is not searched for it
+
+
 # --- the parts -------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +322,3 @@ def test_batches_are_put_together() -> None:
 def test_batches_that_are_not_put_together(batches: list[object]) -> None:
     with pytest.raises(Unlike):
         joined(batches, 2)
-
-
-def test_distances_that_are_not_known_decide_nothing() -> None:
-    assert math.isnan(Comparison("").error)
