@@ -16,6 +16,7 @@ fetched, as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -35,13 +36,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acclint.probe import guard
 from acclint.probe.difference import RESIDUAL
 
 if TYPE_CHECKING:
     from acclint.probe.ledger import Ledger
 
 LONGEST = 60.0  # seconds that all forks together may take by estimate
-PATIENCE = 5.0  # and how many times its estimate, beside some seconds, a fork is waited for
+WAITING, PATIENCE = 5.0, 5.0  # seconds, and times its estimate, that a fork is waited for
 TRIES = 3  # windows that are looked at, if their batches cannot be put together
 
 
@@ -169,29 +171,41 @@ class Shadow:
 
     def _repeat(self, at: Pass) -> None:
         parts = list(at.buffer)
-        forks = 2 + at.size + (1 + at.size) * self.normalized
         self.tries += 1
+        began = time.monotonic()
         try:
-            if torch.cuda.is_initialized():
-                raise Unlike("a process that uses a GPU cannot be forked")
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                raise Unlike("one of several processes cannot be repeated alone")
-            if self.seconds * forks > min(LONGEST, (self.deadline - time.monotonic()) / 2):
-                raise Unlike(f"{forks} windows more would take too long")
-            self.compared = self._compare(at, parts, [joined(parts, at.samples)] * at.size)
-            self.done = True
+            obstacle = self._obstacle(at.size)
+            if obstacle:
+                self._give_up(obstacle)
+            else:
+                self.compared = self._compare(at, parts, [joined(parts, at.samples)] * at.size)
+                self.done = True
         except _InFork:
             self.done = True
         except Unlike as reason:
-            self.compared = {"reason": str(reason)}
-            self.done = self.tries == TRIES
+            self.compared, self.done = {"reason": str(reason)}, self.tries == TRIES
+        except Exception as error:  # the script must not fail by what is done beside it
+            self._give_up(f"it failed: {type(error).__name__}: {error}")
+        self.began += time.monotonic() - began
+
+    def _obstacle(self, size: int) -> str:
+        """Why nothing can be forked here; empty if it can."""
+        if torch.cuda.is_initialized():
+            return "a process that uses a GPU cannot be forked"
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return "one of several processes cannot be repeated alone"
+        forks = 2 + size + (1 + size) * self.normalized
+        if self.seconds * forks > min(LONGEST, (self.deadline - time.monotonic()) / 2):
+            return f"{forks} windows more would take too long"
+        return ""
 
     def _compare(self, at: Pass, parts: list[Any], whole: list[Any]) -> dict[str, Any]:
         """The fields of `Comparison`."""
-        alone, large = self._fork(at, parts), self._fork(at, whole)
+        alone = self._fork(at, parts)
+        large = self._fork(at, whole) if alone else {}
+        if not large:
+            return {"reason": "the script did not come to its update with all samples in one batch"}
         again = self._fork(at, parts[::-1], other_seed=True)
-        if "gradient" not in alone or "gradient" not in large:
-            raise Unlike("the script did not come to its update with all samples in one batch")
         ratio, error = apart(alone["gradient"], large["gradient"])
         noise = apart(again.get("gradient"), alone["gradient"])[1]
         frozen = None
@@ -221,11 +235,12 @@ class Shadow:
             raise _InFork
         os.close(writer)
         try:
-            data = _read(reader, 10.0 + PATIENCE * at.size * self.seconds)
+            data = _read(reader, WAITING + PATIENCE * at.size * self.seconds)
         finally:
             os.close(reader)
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where the script reaps them itself
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
         try:
             told = json.loads(data or b"{}")
         except ValueError:  # it ended in the middle
@@ -236,6 +251,7 @@ class Shadow:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+        guard.die_with_parent()
         self.mine = (writer, at.due())
         ledger = self.ledger
         ledger.active = True  # what the script forks does not record, this does

@@ -243,6 +243,31 @@ def test_what_cannot_be_compared_is_said(compare, text: str, reason: str) -> Non
     assert "ACC017" not in codes
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "if len(x) > 8: time.sleep(600)",
+        "if len(x) > 8: os.kill(os.getpid(), 9)",
+        "if len(x) > 8: os._exit(3)",
+        "if len(x) > 8: bytearray(1 << 40)",
+        "if len(x) > 8: signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32)); os.fork(); time.sleep(600)",
+    ],
+)
+def test_a_fork_that_ends_badly_is_no_end_of_the_script(compare, body: str) -> None:
+    text = "import os, signal, time\n" + loop().replace("    out = net(x)", f"    {body}\n    out = net(x)")
+    measured, codes = compare(text)
+    assert measured.outcome == "finished"
+    assert len(measured.optimizers[0].updates) == 6
+    assert measured.seconds < 30
+    assert "did not come to its update" in read("ACC017", measured, [0]).text
+    assert codes == set()
+
+
+def test_a_script_that_reaps_its_children(compare) -> None:
+    text = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n" + loop()
+    assert compared(compare(text)[0]).error < 1e-5
+
+
 def test_the_script_goes_on_as_without_the_forks(oracle: Oracle, tmp_path: Path) -> None:
     """The same batches, updates and output; nothing of the forks is left."""
     script = tmp_path / "train.py"
