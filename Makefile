@@ -14,7 +14,7 @@ help:
 	@echo "make test   install everything, torch included, and run linters and tests"
 	@echo "make frameworks   the probe with accelerate, Lightning and transformers, which it installs"
 	@echo "make lint   the linters alone"
-	@echo "make mutations   all mutated fixtures against torch (half an hour); writes benchmarks/mutations.md"
+	@echo "make mutations   all mutated fixtures against torch (half an hour); writes benchmarks/mutations.md and verdicts.md"
 	@echo "make clean  remove $(VENV) and all caches"
 
 demo: $(VENV)/.installed
@@ -29,6 +29,7 @@ frameworks: $(VENV)/.tools
 
 mutations: $(VENV)/.tools
 	$(BIN)/python -m tests.mutations --all --table benchmarks/mutations.md
+	$(BIN)/python -m tests.mutations --probe --sample 600 --table benchmarks/verdicts.md
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .
