@@ -55,7 +55,7 @@ class _InFork(Exception):
     """Raised in a fork, to go on with the script."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Pass:
     """One pass over a loader: how many batches were handed out, and at which of them the optimizer stepped."""
 
@@ -79,7 +79,8 @@ class Pass:
         size = self.size
         if size < 2 or self.delivered % size:
             return 0
-        return self.delivered // size + 1 - len(self.steps)
+        updates = self.delivered // size + 1 - len(self.steps)
+        return updates if updates in (1, 2) else 0
 
 
 class Shadow:
@@ -121,7 +122,7 @@ class Shadow:
             raise StopIteration
         batch = at.buffer.popleft() if at.buffer else original(iterator)
         at.delivered += 1
-        if at not in self.read:
+        if at not in self.read and torch.is_grad_enabled():  # else it is an evaluation
             self.read.append(at)
         return batch if self.mine is None else copy.deepcopy(batch)  # the script may change it in place
 

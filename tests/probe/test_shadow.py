@@ -107,6 +107,11 @@ def test_a_mean_over_samples_is_the_same(compare) -> None:
         ),
         ("(x, y) in enumerate(loader):", "(x, y) in enumerate(loader):\n    x.mul_(2)"),  # in place
         ("DataLoader(data, batch_size=8)", "DataLoader(data, batch_size=8, shuffle=True, num_workers=2)"),
+        # an evaluation within each window
+        (
+            "    out = net(x)",
+            "    with torch.no_grad():\n        for v, _ in loader if i % 4 == 1 else (): net(v)\n    out = net(x)",
+        ),
         (
             "DataLoader(data, batch_size=8)",
             "DataLoader(data, batch_size=8, collate_fn=lambda rows: [torch.stack(c) for c in zip(*rows)])",
