@@ -7,13 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # torch takes all cores in each test process otherwise.
 export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test lint mutations clean
+.PHONY: help demo test frameworks lint mutations clean
 
 help:
 	@echo "make demo   install acclint into $(VENV) and run it on the fixtures"
 	@echo "make test   install everything, torch included, and run linters and tests"
+	@echo "make frameworks   the probe with accelerate, Lightning and transformers, which it installs"
 	@echo "make lint   the linters alone"
-	@echo "make mutations   all mutated fixtures against torch (half an hour); writes benchmarks/mutations.md"
+	@echo "make mutations   all mutated fixtures against torch (half an hour); writes benchmarks/mutations.md and verdicts.md"
 	@echo "make clean  remove $(VENV) and all caches"
 
 demo: $(VENV)/.installed
@@ -22,8 +23,13 @@ demo: $(VENV)/.installed
 test: lint
 	$(BIN)/python -m pytest -q -n 2
 
+frameworks: $(VENV)/.tools
+	$(BIN)/python -m pip install -q -e '.[test,frameworks]'
+	$(BIN)/python -m pytest -q tests/probe/test_frameworks.py
+
 mutations: $(VENV)/.tools
 	$(BIN)/python -m tests.mutations --all --table benchmarks/mutations.md
+	$(BIN)/python -m tests.mutations --probe --sample 600 --table benchmarks/verdicts.md
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

@@ -343,8 +343,11 @@ def probe(script: str, args: tuple[str, ...], output_format: str, color: str, **
     keys = ("entry", "max_updates", "max_batches", "timeout", "allow_write", "python")
     request = Request(script, args, **{key: options[key] for key in keys})
     finder = _finder({**options, "select": (), "extend_select": (), "ignore": (), "exclude": (), "extend_exclude": ()})
-    live = sys.stderr.isatty() and not options["quiet"]
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started; it speaks for all
+    live = first and sys.stderr.isatty() and not options["quiet"]
     watched = watch(request, finder, _show_progress if live else None)
+    if not first:
+        return
     if live:
         click.echo("\r\x1b[K", nl=False, err=True)
     if output_format == "json":

@@ -75,7 +75,7 @@ def test_what_a_fixture_says_is_measured(path: Path, oracle: Oracle) -> None:
 
 
 def test_every_rule_with_fixtures_has_a_reading() -> None:
-    assert {path.parent.name for path in FILES} - {"seeds"} == CHECKS.keys()
+    assert {path.parent.name for path in FILES} - {"seeds"} <= CHECKS.keys()
 
 
 def test_exemptions_are_few_and_name_fixtures() -> None:

@@ -12,6 +12,7 @@ if importlib.util.find_spec("torch") is None:
     pytest.skip("labels need torch", allow_module_level=True)
 
 from acclint.probe import measure
+from tests.mutations import watched
 from tests.mutations.label import Label, Summary, label
 from tests.mutations.operators import HARMFUL, HARMLESS
 from tests.mutations.run import Mutant, Result, changes, compose, every, run, sample, sources, table
@@ -51,6 +52,16 @@ def test_acclint_agrees_with_torch() -> None:
     accused = [result for result in harmless if not result.agrees]
     assert len(accused) <= 0.01 * len(harmless), _complaints(accused)
     assert len(wrong) <= MISSED * len(judged), _complaints(wrong)
+
+
+def test_the_probe_is_never_falsely_sure() -> None:
+    """Verdicts on mutants: none confirmed or refuted that the labels say otherwise, and most damage confirmed."""
+    scripts = sources()
+    results = watched.watch_all(sample(scripts, 40, 21), scripts)
+    wrong = watched.wrong(results)
+    assert not wrong, "\n".join(f"{verdict} on {one.mutant.name}: {one.truth}" for one, verdict in wrong)
+    states = [verdict.state for one in results for verdict in one.verdicts]
+    assert states.count("rightly confirmed") > 0.8 * len(states) > 5
 
 
 def test_the_same_seed_makes_the_same_mutants() -> None:

@@ -16,6 +16,7 @@ import atexit
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from acclint import Problem
 __all__ = [
     "Backward",
     "BatchNormUse",
+    "Comparison",
     "Discard",
     "Event",
     "Holder",
@@ -58,13 +60,15 @@ class Limits:
 
     `timeout` is in seconds of wall time. `backwards` and `updates` are numbers of calls; after `updates` steps of an
     optimizer the run goes on to the end of the epoch, but not beyond four times as many. With `batches` = (base, least)
-    each DataLoader has at least `least` batches and as many modulo `base` as it had; None leaves them alone.
+    each DataLoader has at least `least` batches and as many modulo `base` as it had; None leaves them alone. With
+    `shadow` a window is run again in forks to compare it with the same data as one batch.
     """
 
     timeout: float = 20.0
     backwards: int = 400
     updates: int | None = None
     batches: tuple[int, int] | None = None
+    shadow: bool = False
 
 
 class OracleError(Problem):
@@ -98,14 +102,15 @@ class Term:
 
     `weight` is the factor with which the undivided term was sent backward, a GradScaler's scale taken out. A sum that
     its own element count divides (`per.sum() / x.size(0)`, a masked mean) counts as "mean" and its weight is what
-    stands besides that division. `per_element` is the weight of one reduced element, free of that reading.
-    `forwards` are the model calls the term was computed from, `owners` the optimizers whose parameters it reaches.
-    `function` is the torch function or autograd node, `line` its line where known, else 0.
+    stands besides that division. `elements` is what a mean is divided by: the number of its elements, or the sum of
+    their class weights; `per_element` is the weight of one of them, free of that reading. `forwards` are the model
+    calls the term was computed from, `owners` the optimizers whose parameters it reaches. `function` is the torch
+    function or autograd node, `line` its line where known, else 0.
     """
 
     weight: float
     reduction: Literal["mean", "sum", "other"]
-    elements: int | None
+    elements: float | None
     per_element: float | None
     function: str
     line: int
@@ -158,7 +163,9 @@ class Update:
     (1: untouched), relative to the loss before any GradScaler scaling. `residual` is the relative L2 distance of the
     gradient from that combination; above 1e-3 the coefficients explain nothing, NaN means that there were too few
     parameter entries to check them. `uneven[t]` is the range of that factor where it differs between parameters: one
-    of two groups zeroed, clipping layer by layer; then `coefficients` holds its mean and `residual` is large.
+    of two groups zeroed, clipping layer by layer; then `coefficients` holds its mean and `residual` is large. `counted`
+    is the relative L2 distance, up to a factor, from the mean over all elements (tokens, say) of the losses; None where
+    their numbers are not known.
     """
 
     line: int
@@ -168,6 +175,7 @@ class Update:
     uneven: dict[int, tuple[float, float]]
     lr: float | None
     closure: bool = False
+    counted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -247,6 +255,27 @@ class BatchNormUse:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A window of `micro_batches` beside the same samples as one batch, at the same weights and without dropout.
+
+    `ratio` is the size of the accumulated gradient relative to that of the whole batch; the others are relative L2
+    distances with that factor taken out, NaN where they are not known: `error` between the two, `noise` with other
+    random numbers and the micro-batches in another order, `frozen` with BatchNorm on its stored statistics (None where
+    it was not used in training), `counted` from the whole batch to the micro-batches weighed by their numbers of
+    elements. With a `reason` no window was compared.
+    """
+
+    reason: str
+    optimizer: int | None = None
+    micro_batches: int = 0
+    ratio: float = math.nan
+    error: float = math.nan
+    noise: float = math.nan
+    frozen: float | None = None
+    counted: float = math.nan
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What one run of a script did. `error` is the exception's last line, `precision` the coarsest gradient dtype.
 
@@ -272,6 +301,7 @@ class Measurement:
     seconds: float
     stdout: str
     stderr: str
+    comparison: Comparison | None = None
 
     def matrix(self, optimizer: int) -> list[dict[int, float]]:
         """Per update: backward call -> its factor times the weights of its data terms that reach the optimizer."""
@@ -360,12 +390,15 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else it starts a pool of processes
     "WANDB_MODE": "disabled",
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "Agg",
     "PYTHONHASHSEED": "0",
     "PYTHONUNBUFFERED": "",
 }
+
+PATIENCE = 5.0  # seconds for the server to end a script and to delete its files
 
 _START = """\
 import sys
@@ -400,9 +433,7 @@ class Oracle:
         self.close()
 
     def close(self) -> None:
-        self._end(patience=5.0)
-
-    def _end(self, patience: float) -> None:
+        """End the server, and with it what it is running."""
         server, self._server = self._server, None
         if server is None:
             return
@@ -410,7 +441,7 @@ class Oracle:
         with contextlib.suppress(OSError):
             server.stdin.close()
         try:
-            server.wait(timeout=patience)
+            server.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -508,7 +539,7 @@ class Oracle:
                         progress(reply)
                     reply = self._receive()
             except KeyboardInterrupt:  # the answer would be taken for that of the next request
-                self._end(patience=0.0)
+                self.close()
                 raise
         if "failure" in reply:
             raise OracleError(reply["failure"])
@@ -517,7 +548,7 @@ class Oracle:
     def _start(self) -> None:
         if self._server is not None and self._server.poll() is None:
             return
-        self._end(patience=0.0)
+        self.close()
         if not hasattr(os, "fork"):
             raise OracleError("measuring needs os.fork, which this system does not have")
         root = str(Path(__file__).resolve().parents[2])
@@ -530,6 +561,7 @@ class Oracle:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 env={**os.environ, **_ENVIRONMENT, **self._hidden},
+                start_new_session=True,  # neither a Ctrl-C nor a kill of the client's group keeps it from cleaning up
             )
         except OSError as error:
             self._log.close()
@@ -558,7 +590,7 @@ class Oracle:
         self._server.wait()
         self._log.seek(0)
         last = self._log.read().decode(errors="replace").strip().rpartition("\n")[2]
-        self._end(patience=0.0)
+        self.close()
         if "No module named 'torch'" in last:
             raise OracleError(f"{self._python} has no torch; install it there: {self._python} -m pip install torch")
         raise OracleError(f"the measuring process ended: {last or 'no message'}")

@@ -392,7 +392,8 @@ def harm_of(measured: Measured) -> str:
 
 
 def _said(finding: Finding, verdict: str, text: str, measured: Measured | None = None) -> Judged:
-    data = {**(finding.evidence.get("measured") or {}), "verdict": verdict, "text": text, "predicted": True}
+    said = {"verdict": verdict, "text": text, "predicted": True, "surprising": verdict == REFUTED}
+    data = {**(finding.evidence.get("measured") or {}), **said}
     if measured is not None:
         data["harm"] = measured.answered.get("harm", [])
         data["stand_ins"] = sorted({name for _, name in measured.notes("stand-in") if name})

@@ -175,7 +175,8 @@ class Guard:
         self._redirect_open()
         self._redirect_files()
         self._redirect_torch()
-        isolate_network()
+        if "MASTER_ADDR" not in os.environ:  # processes that torchrun started have to find each other
+            isolate_network()
         self.kernel = restrict_writes(self.folders)
         self._refuse_programs()
         sys.addaudithook(self.audit)

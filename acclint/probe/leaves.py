@@ -26,7 +26,20 @@ set_grad: Callable[[Tensor, Tensor | None], None] = Tensor.grad.__set__
 class Leaf:
     """A sampled parameter: what its `.grad` was at the last look, and of which backward calls that consists."""
 
-    __slots__ = ("broken", "coefs", "data", "error", "history", "index", "norms", "owner", "param", "pending", "value")
+    __slots__ = (
+        "broken",
+        "coefs",
+        "data",
+        "error",
+        "history",
+        "index",
+        "local",
+        "norms",
+        "owner",
+        "param",
+        "pending",
+        "value",
+    )
 
     def __init__(self, param: Tensor, owner: int) -> None:
         self.param = param
@@ -44,6 +57,7 @@ class Leaf:
         self.pending: int | None = None  # the call whose gradient is being added right now
         self.history: dict[int, Tensor] = {}
         self.norms: dict[int, float] = {}
+        self.local: set[int] = set()  # calls whose gradients were not averaged over the processes
         self.error = 0.0
         self.broken = False  # too few entries to check the last explanation
         self.data: Tensor | None = None  # the parameter itself, for those updated by hand
@@ -61,6 +75,7 @@ class Leaf:
         if t in self.history:
             now = now + self.history[t]
         self.history[t] = now
+        self.local.add(t)
         self.norms[t] = float(now.double().square().sum())
         self.pending = t
 

@@ -16,18 +16,21 @@ import os
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from acclint.probe.difference import RESIDUAL
 from acclint.probe.graphs import Graphs
 from acclint.probe.leaves import Explanation, Item, Leaf, get_grad, has_gradient, ratio
 from acclint.probe.nodes import number
 from acclint.probe.places import Places
+from acclint.probe.ranks import Ranks
 from acclint.probe.records import Call, Optimizer, Scheduler, rate_of, scheduler_result
+from acclint.probe.shadow import Shadow, apart
 from acclint.probe.terms import Terms
 
 SAMPLED_TENSORS = 8  # per parameter group: enough to see one group that is treated differently
@@ -39,6 +42,13 @@ POOL = -1
 register_hook: Callable[..., Any] = Tensor.register_hook  # torch's own, before it is patched
 
 
+_exit = os._exit  # before a script's process replaces it
+
+
+def _leave(_: str) -> NoReturn:
+    _exit(0)
+
+
 class Ledger:
     """All recording. One per process; inactive until `start`."""
 
@@ -47,6 +57,8 @@ class Ledger:
         self.places = Places()
         self.terms = Terms()
         self.graphs = Graphs(self.places)
+        self.ranks = Ranks()
+        self.shadow = Shadow(self)
         self.failure = ""  # the traceback of a mistake in the ledger itself
         self.quiet = 0  # inside torch's own zeroing and stepping: no events of single gradients
         self.call_depth = 0
@@ -55,6 +67,7 @@ class Ledger:
         self.max_updates: int | None = None
         self.batches: tuple[int, int] | None = None
         self.stop: Callable[[str], None] = lambda _: None
+        self.leave: Callable[[str], NoReturn] = _leave
         self.progress: Callable[[], None] = lambda: None
         self.events: list[dict[str, Any]] = []
         self.calls: list[Call] = []
@@ -97,6 +110,8 @@ class Ledger:
         self.stop = stop
         self.progress = progress
         self.began = time.monotonic()
+        self.shadow.wanted = limits["shadow"]
+        self.shadow.deadline = self.began + limits["timeout"]
         self.active = True
         # a process that the script forks records nothing
         os.register_at_fork(after_in_child=self.pause)
@@ -133,6 +148,7 @@ class Ledger:
             "leftover": [self._leftover_result(i) for i in range(len(self.optimizers))],
             "live_graphs": self.graphs.live_result(),
             **self.graphs.growth_result(),
+            "comparison": self.shadow.compared,
             "batch_norms": [{"samples": s, "values": v, "count": n} for (s, v), n in self.batch_norms.items()],
             "precision": self.precision or str(torch.get_default_dtype()).removeprefix("torch."),
             "torch": torch.__version__,
@@ -383,10 +399,44 @@ class Ledger:
                 "coefficients": coefficients,
                 "residual": self._residual(leaves, raw),
                 "uneven": uneven,
+                "counted": self._counted_distance(owner, raw),
                 "lr": lr,
                 "closure": self.closure_of == owner,
             }
         )
+
+    def gradient(self, owner: int) -> Tensor:
+        """The sampled entries of `.grad` at the last look."""
+        values = [leaf.value.double() for leaf in self._leaves_of(owner) if leaf.value is not None]
+        return torch.cat(values) if values else torch.zeros(0, dtype=torch.float64)
+
+    def counted(self, owner: int, calls: Iterable[int]) -> Tensor | None:
+        """The gradient of these calls, each as often as its loss has elements; None if that is not known of all.
+
+        The mean over all elements of a window is that, up to a factor.
+        """
+        factors: dict[int, float] = {}
+        for t in calls:
+            call = self.calls[t] if t < len(self.calls) else None
+            terms = [term for term in call.terms if term["data"]] if call is not None else []
+            if len(terms) != 1 or terms[0]["reduction"] != "mean" or not terms[0]["elements"] or not terms[0]["weight"]:
+                return None
+            factors[t] = terms[0]["elements"] / terms[0]["weight"]
+        sums = []
+        for leaf in self._leaves_of(owner):
+            if leaf.value is not None:
+                total = torch.zeros_like(leaf.value).double()
+                for t, factor in factors.items():
+                    if t in leaf.history:
+                        total += factor * leaf.history[t].double()
+                sums.append(total)
+        return torch.cat(sums) if sums else None
+
+    def _counted_distance(self, owner: int, calls: Collection[int]) -> float | None:
+        if len(calls) < 2 or len(calls) > CHECKED_TERMS:
+            return None
+        counted = self.counted(owner, calls)
+        return None if counted is None else apart(self.gradient(owner), counted)[1]
 
     def _scale_of(self, t: int) -> float:
         call = self.calls[t] if t < len(self.calls) else self.current  # a step inside backward
@@ -413,7 +463,7 @@ class Ledger:
                     value = value - a * leaf.history[t].double()
             distance += float(value.square().sum())
         residual = math.sqrt(distance / norm) if norm else 0.0
-        return math.nan if broken and residual <= 1e-3 else residual
+        return math.nan if broken and residual <= RESIDUAL else residual
 
     def _moved_by_hand(self) -> list[tuple[Leaf, Tensor]]:
         """Parameters of no optimizer that have changed since the last look, and their change."""
@@ -581,6 +631,7 @@ class Ledger:
             event = self.event("backward" if call.via == "backward" else "grad", call.place, owners, call.ordinal)
             if call.closure:
                 event["data"]["closure"] = True
+            self.ranks.after_backward(self.leaves.values(), call.fired)
             self.observe()
         call.probes.clear()
         call.hooks.clear()
@@ -651,6 +702,7 @@ class Ledger:
             lr = number(optimizer.param_groups[0].get("lr")) if optimizer.param_groups else None
             self.take_update(owner, place, lr, 1 / scale if scale else 1.0)
         self.optimizers[owner].taken = True
+        self.shadow.stepped(owner)
 
     def scheduler(self, scheduler: Any) -> Scheduler:
         record = self.schedulers.get(id(scheduler))

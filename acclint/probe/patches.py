@@ -295,6 +295,8 @@ def _patch_tools(ledger: Ledger) -> None:
             owners = {o for p in params for o in ledger.param_owners.get(id(p), ())}
             limit = number(given.get("max_norm", given.get("clip_value")))
             event = ledger.event("clip", None, owners, limit=limit, function=original.__name__)
+            if ledger.closure_of is not None:
+                event["data"]["closure"] = True
             result = original(**given)
             event["data"]["norm"] = number(result)
             return result
@@ -333,7 +335,7 @@ def _patch_tools(ledger: Ledger) -> None:
 
         return wrapper
 
-    scaler = torch.amp.GradScaler
+    scaler: Any = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler  # before torch 2.3
     _patch(scaler, "scale", scale)
     _patch(scaler, "unscale_", functools.partial(tell, "unscale"))
     _patch(scaler, "step", functools.partial(tell, "scaler_step"))
@@ -384,6 +386,7 @@ def _patch_loaders(ledger: Ledger) -> None:
                 sizes = {"length": used, "real_length": real, "batch_size": loader.batch_size}
                 ledger.event("loader_begin", None, (), ordinal, **sizes)
                 ledger.iterators[iterator] = [ordinal, 0, used if used != real else None]
+                ledger.shadow.begin(iterator, loader.batch_size)
                 if real is not None and used is not None and used < real:
                     leave_out(iterator, used - 1, real - used)
             return iterator
@@ -404,7 +407,7 @@ def _patch_loaders(ledger: Ledger) -> None:
                 state = ledger.iterators.get(iterator) if ledger.active else None
                 if state is not None and state[2] is not None and state[1] >= state[2]:
                     raise StopIteration
-                batch = original(iterator)
+                batch = ledger.shadow.fetch(iterator, original) if ledger.active else original(iterator)
             except StopIteration:
                 state = ledger.iterators.pop(iterator, None) if ledger.active else None
                 if state is not None:
@@ -460,6 +463,16 @@ def _patch_modules(ledger: Ledger) -> None:
         return wrapper
 
     _patch(torch.nn.Module, "load_state_dict", load)
+
+    def forward(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(replica: Any, *args: Any, **kwargs: Any) -> Any:
+            if ledger.active and torch.is_grad_enabled():
+                ledger.ranks.called(replica)
+            return original(replica, *args, **kwargs)
+
+        return wrapper
+
+    _patch(torch.nn.parallel.DistributedDataParallel, "forward", forward)
 
 
 def _patch(target: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

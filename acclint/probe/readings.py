@@ -6,16 +6,19 @@ run that never came to the place in question decide nothing. No rule of acclint 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from acclint.probe import Measurement, SchedulerRecord
-from acclint.probe.windows import Window, usual_size, windows
+from acclint.probe.windows import Window, bands, usual_size, windows
 
 BATCH_NORM = 8  # samples up to which batch statistics count as noisy
 HELD = 3  # so many graphs alive at once are a pile
 NEARLY = 0.8  # a schedule that came so far has only missed a tail
+COUPLED = 0.05  # relative distance from the gradient of one batch, from which a loss couples its samples
+UNCOUNTED = 0.02  # and from the mean over all elements, from which the mean of means is another
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,16 @@ def read(code: str, measured: Measurement, optimizers: Sequence[int]) -> Reading
     if code == "ACC005" and not measured.optimizers:
         return graphs_pile_up(measured, 0, [])  # an evaluation alone
     readings = [check(measured, o, windows(measured, o)) for o in optimizers]
+    return _together(readings) or Reading(None, "no optimizer was made")
+
+
+def _together(readings: Sequence[Reading]) -> Reading | None:
+    """Shown if one shows it, absent only if all show its absence."""
     for wanted in (True, None, False):
         for reading in readings:
             if reading.shown is wanted:
                 return reading
-    return Reading(None, "no optimizer was made")
+    return None
 
 
 def _most(answers: Sequence[bool]) -> bool:
@@ -141,19 +149,75 @@ def tiny_batch_norm(measured: Measurement, optimizer: int, found: list[Window]) 
     samples = min(use.samples for use in measured.batch_norms)
     size = max(window.size for window in found)
     text = f"BatchNorm took its statistics of {samples} samples at a time, where an update sees {samples * size}"
+    compared = measured.comparison
+    equal, different = bands(measured.precision)
+    mine = compared is not None and compared.optimizer == optimizer and compared.frozen is not None
+    if compared is not None and mine and compared.error >= different and (compared.frozen or 0.0) <= equal:
+        text += f"; with those of the whole batch the gradient is another by {_percent(compared.error)}"
     return Reading(samples <= BATCH_NORM, text)
+
+
+def coupled_loss(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """The gradient of a window is not that of the same samples in one batch, and not by BatchNorm or counts."""
+    compared = measured.comparison
+    if compared is None or compared.reason or compared.optimizer != optimizer:
+        why = compared.reason if compared is not None else ""
+        return Reading(None, f"no window was run again as one batch{': ' + why if why else ''}")
+    equal, different = bands(measured.precision)
+    error = compared.error if compared.frozen is None else compared.frozen
+    within = f"the gradient of {compared.micro_batches} micro-batches is that of the same samples in one batch"
+    if not compared.noise <= equal:
+        return Reading(None, "the gradient depends on random numbers, or on the order of the micro-batches")
+    if error <= equal:
+        return Reading(False, f"{within} (relative distance {error:.1g})")
+    if not error >= max(COUPLED, different):
+        return Reading(None, f"{within} up to {_percent(error)}")
+    if not compared.counted >= max(COUPLED, different):
+        known = "is not known" if math.isnan(compared.counted) else "differs, and is why"
+        return Reading(None, f"over how many elements the losses are means {known}")
+    text = f"the gradient of {compared.micro_batches} micro-batches differs from that of the same samples in one batch"
+    window = found[-1] if found else None
+    return Reading(True, f"{text} by {_percent(error)}", *(_places(window) if window is not None else ()))
+
+
+def mean_of_means(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Most windows weigh losses alike that are means over different numbers of elements, and that matters."""
+    reason = _undecided(measured, optimizer, found)
+    distances = [window.update.counted for window in found]
+    if reason or any(distance is None for distance in distances):
+        return Reading(None, reason or "over how many elements the losses are means is not known")
+
+    def alike(window: Window) -> bool:
+        return all(window.is_factor(weight, window.weights[0]) for weight in window.weights)
+
+    def elements(window: Window) -> set[float | None]:
+        return {term.elements for call in window.main for term in window.terms(call)}
+
+    known = [distance for distance in distances if distance is not None]
+    if not _most([len(elements(window)) > 1 for window in found]):
+        return Reading(None, "the losses are means over the same number of elements")
+    if all(alike(window) for window in found) and _most([distance >= UNCOUNTED for distance in known]):
+        counts = _listed([f"{count:g}" for count in sorted(one for one in elements(found[-1]) if one is not None)])
+        text = (
+            f"means over {counts} elements weigh the same: the gradient is {_percent(sorted(known)[len(known) // 2])}"
+            " off that of the mean over all elements"
+        )
+        return Reading(True, text, *_places(found[-1]))
+    if max(known) <= bands(measured.precision)[0]:
+        return Reading(False, "each loss weighs as much as it has elements")
+    return Reading(None, f"the gradient is up to {_percent(max(known))} off that of the mean over all elements")
+
+
+def _percent(distance: float) -> str:
+    return f"{100 * distance:.2g} %"
 
 
 def schedule_mixes_units(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
     """A schedule is over too early or never, or a plateau scheduler counts updates or micro-batches."""
     schedulers = [s for s in measured.schedulers if s.optimizer == optimizer]
-    readings = [_schedule(measured, s) for s in schedulers if s.steps]
-    for wanted in (True, None, False):
-        for reading in readings:
-            if reading.shown is wanted:
-                return reading
     what = "was stepped" if schedulers else f"of {_name(measured, optimizer)} was seen"
-    return Reading(None, f"no learning rate scheduler {what}")
+    read = _together([_schedule(measured, s) for s in schedulers if s.steps])
+    return read or Reading(None, f"no learning rate scheduler {what}")
 
 
 def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:
@@ -324,10 +388,11 @@ def update_per_micro_batch(measured: Measurement, optimizer: int, found: list[Wi
     single = len(found) > 1 and all(len(w.fresh) == 1 for w in found)
     if single and losses_without_backward(measured, optimizer, found).shown:
         return Reading(None, "each backward call has an update of its own, but most losses were not sent backward")
-    if single and all(fraction(w) for w in found):
-        text = f"each backward call has an update of its own, with weight {found[0].weights[0]:.3f}"
+    stepped = [w for w in found if w.weights[0]]  # the others are zeroed before the step
+    if single and len(stepped) * 2 > len(found) and all(fraction(w) for w in stepped):
+        text = f"each backward call has an update of its own, with weight {stepped[0].weights[0]:.3f}"
         return Reading(True, text, found[0].update.line, found[0].update.file)
-    if single and _most([bool(w.stale) for w in found]):
+    if single and sum(bool(w.stale) for w in found) * 2 >= len(found) - 1:  # with k = 2 every second one
         stale = max(len(w.stale) for w in found)
         text = f"each backward call has an update of its own, which also holds up to {stale} earlier ones"
         return Reading(True, text, found[0].update.line, found[0].update.file)
@@ -401,9 +466,11 @@ CHECKS: dict[str, Check] = {
     "ACC005": graphs_pile_up,
     "ACC006": windows_shifted,
     "ACC007": tail_left_over,
+    "ACC011": mean_of_means,
     "ACC014": counts_down,
     "ACC015": old_gradients,
     "ACC016": update_per_micro_batch,
+    "ACC017": coupled_loss,
     "ACC021": not_divided,
     "ACC023": hardly_ever_updated,
     "ACC030": losses_without_backward,

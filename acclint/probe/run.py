@@ -38,6 +38,7 @@ from acclint.probe.ledger import Ledger
 MEMORY = 6 << 30  # bytes of address space beyond what the server has mapped
 OUTPUT = 64 << 10  # bytes of standard output and standard error that are kept
 GRACE = 3.0  # seconds between the soft and the hard end of a run
+POLL = 1.0  # seconds between two looks whether the client lives
 FIRST_REPORTS = 16  # so many measurements of a running script are sent whatever they cost,
 REPORTING = 0.05  # the others may take this share of the time
 
@@ -51,38 +52,82 @@ _DTYPE_ERROR = re.compile(r"dtype|Double|Float|float64|double|scalar type")
 Reply = dict[str, Any]
 
 
+class _ClientGone(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class _Client:
+    """The process that asks. It sends nothing while it waits for an answer."""
+
+    def __init__(self) -> None:
+        self.pid = os.getppid()
+        self.requests, self.replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+
+    def receive(self) -> Reply:
+        while not select.select([self.requests], [], [], POLL)[0]:
+            self.check()
+        line = self.requests.readline()
+        if not line:
+            raise _ClientGone
+        request = json.loads(line)
+        assert isinstance(request, dict)
+        return request
+
+    def send(self, reply: Reply) -> None:
+        try:
+            self.replies.write(json.dumps(reply).encode() + b"\n")
+            self.replies.flush()
+        except BrokenPipeError:
+            raise _ClientGone from None
+
+    def wait_for(self, reader: int, seconds: float) -> bool:
+        """Whether there is something to read within that time."""
+        requests = self.requests.fileno()
+        ready = select.select([reader, requests], [], [], min(seconds, POLL))[0]
+        if requests in ready:
+            raise _ClientGone
+        self.check()
+        return reader in ready
+
+    def check(self) -> None:
+        """The end of its pipe tells that a client is gone, but not if a fork of it lives on."""
+        if os.getppid() != self.pid:
+            raise _ClientGone
+
+
 def serve(scratch: str) -> None:
-    """Answer requests until standard input ends; `scratch` is a directory for what scripts write."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the client gets it too, and ends this process
-    guard.die_with_parent()
+    """Answer requests until the client ends; `scratch` is a directory for what scripts write, deleted then."""
     guard.adopt_orphans()
     tempfile.tempdir = scratch
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    ledger = _warm_up()
-    _send_line(replies, {"ready": True, "torch": torch.__version__})
-    for line in requests:
-        request = json.loads(line)
-        try:
-            reply = _answer(ledger, request, lambda progress: _send_line(replies, progress))
-        except Exception as error:
-            reply = {"failure": f"the script could not be started: {type(error).__name__}: {error}"}
-        _send_line(replies, reply)
-
-
-def _send_line(stream: Any, reply: Reply) -> None:
-    stream.write(json.dumps(reply).encode() + b"\n")
-    stream.flush()
+    client = _Client()
+    try:
+        ledger = _warm_up()
+        client.send({"ready": True, "torch": torch.__version__})
+        while True:
+            request = client.receive()
+            try:
+                reply = _answer(ledger, request, client)
+            except _ClientGone:
+                raise
+            except Exception as error:
+                reply = {"failure": f"the script could not be started: {type(error).__name__}: {error}"}
+            client.send(reply)
+    except _ClientGone:
+        pass
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _warm_up() -> Ledger:
     """Pay for every slow import here, but start no thread: a backward call would, and forked children could not."""
     torch.set_num_threads(1)
     ledger = Ledger()
+    # imports torch._dynamo, which in old versions looks into what is patched
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     patches.install(ledger)
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)  # imports torch._dynamo
     try:
         import numpy as np
 
@@ -94,26 +139,24 @@ def _warm_up() -> Ledger:
     return ledger
 
 
-def _answer(ledger: Ledger, request: Reply, tell: Callable[[Reply], None]) -> Reply:
+def _answer(ledger: Ledger, request: Reply, client: _Client) -> Reply:
     """Measure, in float64 if that is asked for and the script does not mind."""
     text = request["text"]
     if text is None:
         text = Path(request["path"]).read_text(encoding="utf-8", errors="replace")
     force = request["double"] and _NAMES_DTYPE.search(text) is None
-    reply = _run_in_child(ledger, request, text, force, tell)
+    reply = _run_in_child(ledger, request, text, force, client)
     if force and reply.get("outcome") == "crashed" and _DTYPE_ERROR.search(reply["error"] or ""):
-        reply = _run_in_child(ledger, request, text, False, tell)
+        reply = _run_in_child(ledger, request, text, False, client)
     return reply
 
 
 # --- the server's side of a run --------------------------------------------------------------------------------------
 
 
-def _run_in_child(
-    ledger: Ledger, request: Reply, text: str, force_double: bool, tell: Callable[[Reply], None]
-) -> Reply:
-    scratch = Path(tempfile.mkdtemp(prefix="acclint-"))
-    try:
+def _run_in_child(ledger: Ledger, request: Reply, text: str, force_double: bool, client: _Client) -> Reply:
+    with tempfile.TemporaryDirectory(prefix="run-", ignore_cleanup_errors=True) as folder:
+        scratch = Path(folder)
         (scratch / "cwd").mkdir()
         reader, writer = os.pipe()
         began = time.monotonic()
@@ -128,7 +171,7 @@ def _run_in_child(
                 os._exit(70)
         os.close(writer)
         try:
-            reply = _read_reply(reader, began + request["timeout"] + GRACE, tell if request["progress"] else None)
+            reply = _read_reply(reader, began + request["timeout"] + GRACE, client, request["progress"])
         finally:
             os.close(reader)
             status = _end(pid)
@@ -147,11 +190,9 @@ def _run_in_child(
             last = reply["stderr"].strip().rpartition("\n")[2]
             reply["error"] += f": {last}" if last else ""
         return reply
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _read_reply(reader: int, deadline: float, tell: Callable[[Reply], None] | None) -> Reply | None:
+def _read_reply(reader: int, deadline: float, client: _Client, progress: bool) -> Reply | None:
     """The last of the length-prefixed JSON messages of the child: the final one, or one of outcome "running".
 
     None if it never sent any. The child's own children may hold the pipe open.
@@ -159,8 +200,9 @@ def _read_reply(reader: int, deadline: float, tell: Callable[[Reply], None] | No
     data = b""
     reply: Reply | None = None
     while (left := deadline - time.monotonic()) > 0:
-        ready, _, _ = select.select([reader], [], [], left)
-        chunk = os.read(reader, 1 << 20) if ready else b""
+        if not client.wait_for(reader, left):
+            continue
+        chunk = os.read(reader, 1 << 20)
         if not chunk:
             return reply
         data += chunk
@@ -170,9 +212,9 @@ def _read_reply(reader: int, deadline: float, tell: Callable[[Reply], None] | No
             data = data[end:]
             if reply.get("outcome") != "running":
                 return reply
-            if tell is not None:
+            if progress:
                 updates = sum(len(optimizer["updates"]) for optimizer in reply["optimizers"])
-                tell({"updates": updates, "backwards": len(reply["backwards"]), "seconds": reply["seconds"]})
+                client.send({"updates": updates, "backwards": len(reply["backwards"]), "seconds": reply["seconds"]})
     return reply
 
 

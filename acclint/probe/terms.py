@@ -174,11 +174,11 @@ def glue_inputs(node: Any) -> list[Any] | None:
     return None
 
 
-def describe(node: Any) -> tuple[str, str, int | None, list[float], int]:
+def describe(node: Any) -> tuple[str, str, float | None, list[float], int]:
     """Name, reduction, elements, divisors that would make a sum a mean, and line of a term's node."""
     mark = metadata_of(node).get(LOSS)
     if mark is not None:
-        described: tuple[str, str, int | None, list[float], int] = mark
+        described: tuple[str, str, float | None, list[float], int] = mark
         return described
     name, kind = str(node.name()), node_kind(node)
     sizes = getattr(node, "_saved_self_sym_sizes", None)
@@ -194,7 +194,7 @@ def describe(node: Any) -> tuple[str, str, int | None, list[float], int]:
         if isinstance(target, Tensor):
             shape = [int(n) for n in target.shape]
         total = float(t) if isinstance(t := getattr(node, "_saved_total_weight", None), Tensor) else None
-        count = round(total) if total else (math.prod(shape) if shape else None)
+        count = total or (math.prod(shape) if shape else None)
         return name, ("mean" if saved == 1 else "sum"), count, [*_divisors(shape), *([total] if total else [])], 0
     return name, ("sum" if kind == "Dot" else "other"), None, [], 0
 
@@ -228,20 +228,23 @@ def own_divisor(n: float, divisors: list[float]) -> float | None:
     return None
 
 
-def loss_shape(name: str, given: dict[str, Any]) -> tuple[str, int | None, list[float]]:
-    """Reduction, number of reduced elements and natural divisors of a call of a torch loss function."""
+def loss_shape(name: str, given: dict[str, Any]) -> tuple[str, float | None, list[float]]:
+    """Reduction, number of reduced elements (or sum of weights) and natural divisors of a call of a torch loss."""
     reduction = "mean" if given["reduction"] == "batchmean" else str(given["reduction"])
     first = next((v for v in given.values() if isinstance(v, Tensor)), None)
     target = given.get("target", given.get("targets"))
     shape = list(first.shape) if first is not None else []
-    elements: int | None = math.prod(shape) if shape else 1
+    elements: float | None = math.prod(shape) if shape else 1
     if name in ("cross_entropy", "nll_loss") and isinstance(target, Tensor):
         if target.is_floating_point():  # class probabilities
             shape = shape[:1] + shape[2:] if len(shape) > 1 else []
             elements = math.prod(shape) if shape else 1
         else:
             shape = list(target.shape)
-            elements = int((target != given.get("ignore_index", -100)).sum())
+            counting = target != given.get("ignore_index", -100)
+            elements = int(counting.sum())
+            if isinstance(given.get("weight"), Tensor):  # what the mean is divided by
+                elements = float(given["weight"].double()[target[counting]].sum())
     elif name in ("ctc_loss", "triplet_margin_loss", "cosine_embedding_loss", "multi_margin_loss"):
         shape = shape[:1] if name != "ctc_loss" else shape[1:2]
         elements = shape[0] if shape else 1

@@ -5,21 +5,26 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
 from acclint.probe import Measurement
+from acclint.probe.agreement import relative_row
+from acclint.probe.difference import RESIDUAL
 from acclint.probe.readings import CHECKS, Reading, read
-from acclint.probe.windows import RESIDUAL, bands, usual_size, windows
+from acclint.probe.windows import bands, usual_size, windows
 from acclint.rules import all_rules
 
 CONFIRMED, REFUTED, INCONCLUSIVE = "confirmed", "refuted", "inconclusive"
 NOT_REACHED, CRASHED = "not reached", "crashed"
 
-# What a run may say on its own, the more specific before the others: here the numbers leave no other intention open.
-_RUN_ONLY = ("ACC014", "ACC002", "ACC015", "ACC005", "ACC001", "ACC003")
-_TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}
+# What a run may say on its own: here the numbers leave no other intention open. Of the weights the first that is shown,
+_WEIGHTS = ("ACC014", "ACC002", "ACC015", "ACC001")
+_BESIDE = ("ACC005", "ACC003", "ACC017", "ACC011")  # and whatever else is.
+_TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}  # else info
+# Names and severities of what the source is not searched for.
+_UNSEARCHED = {"ACC011": ("mean-of-means", Severity.INFO), "ACC017": ("batch-coupled-loss", Severity.WARNING)}
 
 Spot = tuple[str, int]  # file (empty: the script), row
 
@@ -28,13 +33,23 @@ Spot = tuple[str, int]  # file (empty: the script), row
 class Judged:
     """A finding with `evidence["measured"]` filled; `verdict` and `text` are its verdict and the number or reason.
 
-    `predicted` is False for what only the run shows.
+    `owners` are the optimizers that it is about. `predicted` is False for what only the run shows.
     """
 
     finding: Finding
     verdict: str
     text: str
+    owners: tuple[int, ...] = ()
     predicted: bool = True
+
+    @property
+    def surprising(self) -> bool:
+        return is_surprising(self.finding.code, self.verdict, self.predicted)
+
+
+def is_surprising(code: str, verdict: str, predicted: bool) -> bool:
+    """Whether the source said otherwise than the run; what it is not searched for is no surprise."""
+    return verdict == REFUTED or not (predicted or code in _UNSEARCHED)
 
 
 class Run:
@@ -87,7 +102,7 @@ class Run:
 
         Those are the optimizers of what happened at the spots themselves, else of what happened in their loops.
         """
-        blocks = [(file, *self._block(file, row)) for file, row in spots]
+        blocks = [(file, *self.block(file, row)) for file, row in spots]
         exact: set[int] = set()
         around: set[int] = set()
         reached = False
@@ -114,7 +129,7 @@ class Run:
         for count in self.measured.live_graphs:  # a validation loop calls models only
             yield ("", count.line), (), ()
 
-    def _block(self, file: str, row: int) -> tuple[int, int]:
+    def block(self, file: str, row: int) -> tuple[int, int]:
         """First and last row of the innermost loop or function around a row, else the whole file."""
         blocks = self._blocks.get(file or self.script, [])
         around = [(last - first, first, last) for first, last in blocks if first <= row <= last]
@@ -123,19 +138,21 @@ class Run:
     # --- what only the run shows ---
 
     def findings(self, judged: Sequence[Judged], loops: Sequence[LoopReport]) -> list[Judged]:
-        """Defects that the numbers show and no finding of the source tells, one per optimizer."""
+        """Defects that the numbers show and no finding of the source tells."""
         found: list[Judged] = []
-        explained = {owner for one in judged if one.verdict == CONFIRMED for owner in self._verdict(one.finding)[2]}
-        told = {one.finding.code for one in judged if one.verdict == CONFIRMED}
+        confirmed = [one for one in judged if one.verdict == CONFIRMED]
+        explained = {owner for one in confirmed for owner in one.owners}
+        told = {one.finding.code for one in confirmed}
         for owner in range(len(self.measured.optimizers)):
-            if owner in explained:
-                continue
-            for code in _RUN_ONLY:
+            weights = () if owner in explained else _WEIGHTS
+            for code in (*weights, *_BESIDE):
                 reading = read(code, self.measured, [owner])
-                if reading.shown and code not in told and not self._intended(code, loops, judged):
-                    found.append(self._only_run(code, reading, owner))
-                    told |= {code} if code in ("ACC003", "ACC005") else set()
-                    break
+                if not reading.shown or code in told or self._intended(code, loops, judged):
+                    continue
+                if code in _WEIGHTS and any(one.owners == (owner,) and one.finding.code in _WEIGHTS for one in found):
+                    continue
+                found.append(self._only_run(code, reading, owner))
+            told |= {one.finding.code for one in found if one.finding.code in _BESIDE}
         return found
 
     def _intended(self, code: str, loops: Sequence[LoopReport], judged: Sequence[Judged]) -> bool:
@@ -146,24 +163,25 @@ class Run:
             sizes = {window.size for owner in owners for window in windows(self.measured, owner)}
             return any(_unscaled(row, size) for row in rows for size in sizes if size > 1)
         if code == "ACC003":
-            judged_already = any(one.finding.code == code for one in judged)
-            return judged_already or min(use.samples for use in self.measured.batch_norms) not in _TINY
+            return any(one.finding.code == code for one in judged)
+        if code == "ACC005":
+            return any(one.finding.code == "ACC031" and one.verdict == CONFIRMED for one in judged)
         return False
 
     def _only_run(self, code: str, reading: Reading, owner: int) -> Judged:
-        rule = all_rules()[code]
+        rule = all_rules().get(code)
+        name, severity = (rule.name, rule.severity) if rule is not None else _UNSEARCHED[code]
         record = self.measured.optimizers[owner]
         file, row = (reading.file, reading.line) if reading.line else ("", record.line)
-        severity = rule.severity
         if code == "ACC003":
-            severity = _TINY[min(use.samples for use in self.measured.batch_norms)]
+            severity = _TINY.get(min(use.samples for use in self.measured.batch_norms), Severity.INFO)
         path = os.path.relpath(file or self.script)
         path = path if not path.startswith("..") else file or self.script
         lines = self.texts.get(file or self.script, "").splitlines()
         line = lines[row - 1] if 0 < row <= len(lines) else ""
         place = Place(path, max(row, 1), len(line) - len(line.lstrip()) + 1, max(row, 1), len(line.rstrip()) + 1)
         evidence: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
-        finding = Finding(code, rule.name, severity, Confidence.HIGH, reading.text, place, evidence=evidence)
+        finding = Finding(code, name, severity, Confidence.HIGH, reading.text, place, evidence=evidence)
         return self._judged(finding, CONFIRMED, reading.text, [owner], predicted=False)
 
     def _judged(self, finding: Finding, verdict: str, text: str, owners: list[int], predicted: bool = True) -> Judged:
@@ -175,31 +193,38 @@ class Run:
             "verdict": verdict,
             "text": text,
             "predicted": predicted,
+            "surprising": is_surprising(finding.code, verdict, predicted),
             "contributions": contributions(measured, owners),
             "precision": measured.precision,
             "residual": max(known) if known else None,
             "thresholds": {"equal": equal, "different": different, "residual": RESIDUAL},
+            "comparison": None if measured.comparison is None else _known(asdict(measured.comparison)),
             "run": {"outcome": measured.outcome, "backwards": len(measured.backwards), "torch": measured.torch},
         }
-        return Judged(replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, predicted)
+        return Judged(
+            replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, tuple(owners), predicted
+        )
 
 
 def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str, Any]]:
     """Per optimizer its measured matrix in the shape of `evidence.contributions`: 1 is right, a row per update.
 
-    A row holds the backward calls since the update before, and before them those of earlier ones that are in it.
+    A row holds the backward calls since the update before, and before them those of earlier ones that are in it. What
+    clipping the whole gradient multiplies it with is left out.
     """
     found = []
     for owner in owners:
         record = measured.optimizers[owner]
         seen = windows(measured, owner)
         size = usual_size(seen) or 1
-        relative = {id(u): row for u, row in zip(record.updates, measured.relative(owner, size), strict=True)}
-        updates = [
-            [relative[id(w.update)].get(call, 0.0) / w.clip for call in sorted({*w.stale, *w.fresh})] for w in seen
-        ]
-        found.append({"owner": record.name, "line": record.line, "k": size, "updates": updates})
+        updates = [list(relative_row(window, size)) for window in seen]
+        found.append({"owner": record.name, "optimizer": owner, "line": record.line, "k": size, "updates": updates})
     return found
+
+
+def _known(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: None says that a number is not known."""
+    return {name: None if number != number else number for name, number in numbers.items()}
 
 
 def _unscaled(row: Sequence[float], size: int) -> bool:

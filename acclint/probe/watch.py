@@ -14,16 +14,17 @@ from typing import Any
 from acclint import Problem, lint
 from acclint.findings import Finding
 from acclint.probe import Limits, Measurement, Oracle
+from acclint.probe.agreement import Agreement, agreements
+from acclint.probe.readings import CHECKS
 from acclint.probe.verdict import CONFIRMED, REFUTED, Judged, Run
-from acclint.settings import Finder
+from acclint.rules import all_rules
+from acclint.settings import Finder, Settings
 
 TIMEOUT = 120.0  # seconds
 UPDATES = 32
 BATCHES = 24  # an epoch has at least so many batches, if it has them,
 MODULUS = 8  # and as many modulo this (and the k that the source tells) as without the probe
 BACKWARDS = 2000
-# A factor is measured, but not whether it was meant: what the check doubted so much that it was silent stays hidden.
-SCALES = ("ACC001", "ACC021")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Watched:
-    """A watched run. `judged` are the findings with their verdicts, by place; `lines` are the files by shown name.
+    """A watched run. `judged` are the findings with their verdicts, by place; `agreements` are the contributions that
+    can be compared with predicted ones; `lines` are the files by shown name.
 
     Findings below the thresholds of the settings are among them only if they are confirmed.
     """
@@ -50,6 +52,7 @@ class Watched:
     script: str
     measured: Measurement
     judged: tuple[Judged, ...]
+    agreements: tuple[Agreement, ...] = ()
     lines: Mapping[str, lint.Lines] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
 
@@ -57,11 +60,6 @@ class Watched:
     def remaining(self) -> tuple[Finding, ...]:
         """The findings that were not refuted."""
         return tuple(one.finding for one in self.judged if one.verdict != REFUTED)
-
-    @property
-    def surprises(self) -> tuple[Judged, ...]:
-        """Where prediction and measurement differ: what was refuted, and what only the run shows."""
-        return tuple(one for one in self.judged if one.verdict == REFUTED or not one.predicted)
 
 
 def watch(
@@ -89,7 +87,7 @@ def watch(
             allow_write=request.allow_write,
             progress=progress,
         )
-    return judge(script, measured, [static, *_others(measured, finder)])
+    return judge(script, measured, [static, *_others(measured, finder)], finder.find(Path(script).parent))
 
 
 def limits_of(request: Request, static: lint.Result) -> Limits:
@@ -98,25 +96,36 @@ def limits_of(request: Request, static: lint.Result) -> Limits:
         timeout=TIMEOUT if request.timeout is None else request.timeout,
         backwards=BACKWARDS,
         updates=UPDATES if request.max_updates is None else request.max_updates,
+        shadow=True,
         batches=_batches(request.max_batches, [*static.findings, *(hidden.finding for hidden in static.hidden)]),
     )
 
 
-def judge(script: str, measured: Measurement, results: Iterable[lint.Result]) -> Watched:
-    """The verdicts for what `check` said about the files of a run."""
+def judge(
+    script: str, measured: Measurement, results: Iterable[lint.Result], settings: Settings | None = None
+) -> Watched:
+    """The verdicts for what `check` said about the files of a run, and what only the run shows, by the settings."""
+    settings = settings or Settings()
+    wanted = settings.rules_for(Path(script).absolute()) | (CHECKS.keys() - all_rules().keys())
     outcomes = [outcome for result in results for outcome in result.outcomes]
     names = [outcome.result.filename for outcome in outcomes]
     texts = {os.path.abspath(name): _text(name) for name in names}
     run = Run(measured, os.path.abspath(script), texts)
     shown = [run.judge(finding) for outcome in outcomes for finding in outcome.result.findings]
     hidden = [run.judge(one.finding) for outcome in outcomes for one in outcome.hidden]
-    judged = [*shown, *(one for one in hidden if one.verdict == CONFIRMED and one.finding.code not in SCALES)]
+    judged = [*shown, *(one for one in hidden if one.verdict == CONFIRMED)]
     loops = [loop for outcome in outcomes for loop in outcome.result.loops]
-    judged += run.findings([*shown, *hidden], loops)
+    judged += [
+        one
+        for one in run.findings([*shown, *hidden], loops)
+        if one.finding.code in wanted and one.finding.severity.rank >= settings.min_severity.rank
+    ]
     judged.sort(key=lambda one: (one.finding.place, one.finding.code))
     lines: dict[str, Any] = {name: {None: tuple(texts[os.path.abspath(name)].splitlines())} for name in names}
     errors = tuple(outcome.error for outcome in outcomes if outcome.error)
-    return Watched(script, measured, tuple(judged), lines, errors)
+    predicted = [one.finding for one in (*shown, *hidden)]
+    compared = tuple(agreements(measured, run.script, loops, predicted, run.block))
+    return Watched(script, measured, tuple(judged), compared, lines, errors)
 
 
 def interpreter() -> str:
@@ -136,7 +145,7 @@ def _batches(exact: int | None, findings: Sequence[Finding]) -> tuple[int, int]:
     ks = [k["value"] or k["simulated_as"] for k in known if k.get("value") or k.get("simulated_as")]
     base = math.lcm(MODULUS, *(k for k in ks if isinstance(k, int) and 1 < k <= 64))
     base = base if base <= 512 else MODULUS
-    return base, max(BATCHES, *(2 * k for k in ks if isinstance(k, int)), 2)
+    return base, max(BATCHES, *(4 * k for k in ks if isinstance(k, int)), 2)
 
 
 def _others(measured: Measurement, finder: Finder) -> list[lint.Result]:

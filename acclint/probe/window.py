@@ -38,7 +38,7 @@ class BackwardCall:
 
     weight: float
     reduction: str
-    elements: int | None
+    elements: float | None
     place: tuple[str, int]
 
 
@@ -144,9 +144,10 @@ class Window:
                 "the micro-batches count unequally: the gradient is clipped inside the window, not once before the step"
             )
         sizes = [self.calls[t].elements for t in range(step.first, step.last)]
+        known = [size for size in sizes if size is not None]
         if len(set(sizes)) > 1:
             return (
-                f"micro-batches of {', '.join(str(size) for size in sizes[:8])} elements do not count as their "
+                f"micro-batches of {', '.join(map(number, known[:8]))} elements do not count as their "
                 "elements do: divide each loss by the elements of the whole window"
             )
         return "the micro-batches count unequally"
@@ -397,7 +398,7 @@ class _Terms:
 
     def __init__(self, roots: list[Tensor]) -> None:
         self.weights: dict[Any, float] = {}
-        self.found: list[tuple[Any, tuple[Any, ...], tuple[str, str, int | None, list[float], int]]] = []
+        self.found: list[tuple[Any, tuple[Any, ...], tuple[str, str, float | None, list[float], int]]] = []
         self.hooks: list[Any] = []
         seen: set[Any] = set()
         stack: list[tuple[Any, tuple[Any, ...]]] = [(root.grad_fn, ()) for root in roots if root.grad_fn is not None]

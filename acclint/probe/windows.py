@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from acclint.probe import Measurement, Term, Update
+from acclint.probe import Event, Measurement, Term, Update
+from acclint.probe.difference import BANDS, RESIDUAL
 
-# The coefficients of an update explain its gradient only below this relative distance.
-RESIDUAL = 1e-3
-
-# By the coarsest dtype of the gradients: equal up to the first relative difference, different from the second on.
-# Between them lies what rounding may be or may not; half types tell only factors of 2 apart.
-_BANDS = {"float64": (1e-6, 1e-4), "float32": (1e-4, 5e-3), "float16": (2e-2, 0.5), "bfloat16": (1e-1, 0.5)}
+_HALVES = 0.5  # half types tell only factors of 2 apart
 _FACTORS = {"float64": 0.02, "float32": 0.02}
 
 
 def bands(precision: str) -> tuple[float, float]:
-    """Equal up to the first relative difference, different from the second on."""
-    return _BANDS.get(precision, _BANDS["float32"])
+    """Equal up to the first relative difference, different from the second on; between them, it may be rounding."""
+    equal, different = BANDS.get(precision, BANDS["float32"])
+    return equal, min(different, _HALVES)
 
 
 @dataclass(frozen=True)
 class Window:
     """An update of one optimizer and the backward calls that reached it since the update before.
 
-    `begin` and `end` are how many backward calls of the run came before its first and after its last one. `clip` is the
-    coefficient by which the norm of the whole gradient was clipped before the step: it is no part of the weights.
+    `begin` and `end` are how many backward calls of the run came before its first and after its last one. `clipped` is
+    what clipping the norm of the whole gradient multiplied it with, right before the step: that changes the size of an
+    update on purpose, and is taken out of the factors.
     """
 
     measured: Measurement
@@ -37,10 +35,10 @@ class Window:
     fresh: tuple[int, ...]
     begin: int
     end: int
-    clip: float = 1.0
+    clipped: float = 1.0
 
     def factor(self, call: int) -> float:
-        factor = self.update.coefficients.get(call, 0.0) / self.clip
+        factor = self.update.coefficients.get(call, 0.0) / self.clipped
         return factor if abs(factor) > 1e-6 else 0.0
 
     def terms(self, call: int) -> tuple[Term, ...]:
@@ -128,36 +126,44 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
     record = measured.optimizers[optimizer]
     mine = {t for t, call in enumerate(measured.backwards) if optimizer in call.owners}
     mine |= {t for update in record.updates for t in update.coefficients}  # gradients that were copied
-    between: list[list[int]] = [[]]  # the calls before the first step, after it, after the second one, ...
-    starts, count = [0], 0
-    clips = [1.0]  # after the last call of each of them
+    spans, count, inside = [_Span(0)], 0, False  # before the first step, after it, after the second one, ...
     for event in measured.events:
+        # what a step's closure does is part of its update, not of the next
+        within = inside and bool(event.data.get("closure"))
+        span = spans[-2] if within else spans[-1]
         if event.kind in ("backward", "grad") and event.ordinal is not None:
             count += 1
+            if within:
+                spans[-1].begin = count
             if event.ordinal in mine and not measured.backwards[event.ordinal].replay:
-                between[-1].append(event.ordinal)
-                clips[-1] = 1.0
+                span.calls.append(event.ordinal)
+                span.clipped = 1.0
         elif event.kind == "clip" and optimizer in event.owners:
-            clips[-1] *= _coefficient(event.data)
-        elif event.kind == "step" and optimizer in event.owners:
-            between.append([])
-            clips.append(1.0)
-            starts.append(count)
-    starts.append(count)
-    between += [[]] * (len(record.updates) + 1 - len(between))
-    found = []
-    for index, update in enumerate(record.updates):
-        turn = index + update.closure  # the calls of a closure come after its step began
-        if between[turn]:  # else a subclass whose step() calls its parent's: one update, seen twice
-            end = starts[min(turn + 1, len(starts) - 1)]
-            clip = clips[turn] if turn < len(clips) else 1.0
-            found.append(Window(measured, optimizer, update, tuple(between[turn]), starts[turn], end, clip))
-    return found
+            span.clipped *= _clip_factor(event)
+        elif event.kind == "step":
+            inside = optimizer in event.owners
+            if inside:
+                spans.append(_Span(count))
+    ends = [span.begin for span in spans[1:]] + [count] * (len(record.updates) + 1)
+    return [
+        Window(measured, optimizer, update, tuple(span.calls), span.begin, end, span.clipped)
+        for update, span, end in zip(record.updates, spans, ends, strict=False)
+        if span.calls  # else a subclass whose step() calls its parent's: one update, seen twice
+    ]
 
 
-def _coefficient(clip: Mapping[str, Any]) -> float:
-    """What `clip_grad_norm_` multiplies the gradient with (torch/nn/utils/clip_grad.py)."""
-    norm, limit = clip.get("norm"), clip.get("limit")
-    if clip.get("function") != "clip_grad_norm_" or norm is None or not limit or not norm < float("inf"):
+@dataclass
+class _Span:
+    """The calls of an optimizer from one step to the next, as `Window` has them."""
+
+    begin: int
+    calls: list[int] = field(default_factory=list)
+    clipped: float = 1.0
+
+
+def _clip_factor(event: Event) -> float:
+    """What torch's clip_grad_norm_ multiplied a gradient with; 1 for other functions and norms below the limit."""
+    limit, norm = event.data.get("limit"), event.data.get("norm")
+    if event.data.get("function") != "clip_grad_norm_" or limit is None or norm is None or not 0 < norm < math.inf:
         return 1.0
-    return min(1.0, float(limit) / (float(norm) + 1e-6))
+    return min(1.0, float(limit) / (float(norm) + 1e-6)) or 1.0

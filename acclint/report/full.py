@@ -10,7 +10,7 @@ import click
 
 from acclint.findings import Confidence, Finding, Fix, Place
 from acclint.lint import Lines, Result
-from acclint.report.style import bold, coloured, faint, label, location, verdict
+from acclint.report.style import PREDICTED_OTHERWISE, bold, coloured, faint, label, location, verdict
 
 _TAB = 4
 # Rows further apart than this are shown with a gap between them.
@@ -63,10 +63,9 @@ def _measured(item: Finding, gutter: int, width: int) -> list[str]:
     measured = item.evidence.get("measured")
     if not measured:
         return []
-    predicted = measured["predicted"]
-    notes = [(verdict(item.verdict), measured["text"] if predicted else "only the run shows this")]
-    if not predicted or item.verdict == "refuted":
-        notes.append(("note", "acclint predicted otherwise: please report it with this script"))
+    notes = [(verdict(item.verdict), measured["text"] if measured["predicted"] else "only the run shows this")]
+    if measured["surprising"]:
+        notes.append(("note", PREDICTED_OTHERWISE))
     lines = []
     for word, text in notes:
         indent = " " * (gutter + 2)

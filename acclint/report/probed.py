@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from acclint.report import contributions, full, json
-from acclint.report.style import bold, counted, location, plural, verdict
+from acclint.report.style import PREDICTED_OTHERWISE, bold, counted, location, plural, verdict
 
 if TYPE_CHECKING:
+    from acclint.probe.agreement import Agreement
     from acclint.probe.watch import Watched
 
 
@@ -72,13 +73,31 @@ def _matrix(watched: Watched, width: int) -> Sequence[str]:
     owners = [j for j, optimizer in enumerate(measured.optimizers) if optimizer.updates]
     if not owners:
         return []
+    compared = {one.optimizer: one for one in watched.agreements}
     lines = ["Measured: what each backward call (column) contributes to each update (row): 1 is right, · is nothing."]
     for matrix in measured_contributions(measured, owners):
         lines.append(
             f"  {matrix['owner']}{_made_at(matrix['line'])}, {plural(matrix['k'], 'micro-batch', 'micro-batches')}"
         )
         lines += contributions.matrix([[_rounded(value) for value in row] for row in matrix["updates"]], width)
+        lines += _agreement(compared.get(matrix["optimizer"]), width)
     return ["\n".join(lines)]
+
+
+def _agreement(compared: Agreement | None, width: int) -> list[str]:
+    """Whether the source predicted what was measured; a difference is a bug of acclint."""
+    if compared is None:
+        return []
+    updates = plural(len(compared.predicted), "update")
+    if not compared.differences:
+        return [f"  as predicted ({updates} compared)"]
+    (update, call), *more = compared.differences
+    cells = f"{update + 1}, column {call + 1}" + (f", and {len(more)} more" if more else "")
+    return [
+        f"  predicted otherwise ({updates} compared; they differ in row {cells}):",
+        *contributions.matrix(compared.predicted, width),
+        f"  {PREDICTED_OTHERWISE}",
+    ]
 
 
 def _made_at(line: int) -> str:

@@ -9,6 +9,8 @@ import click
 
 from acclint.findings import Finding, Place, Severity
 
+PREDICTED_OTHERWISE = "acclint predicted otherwise: please report it with this script"
+
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 
 

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.mutations import fixes
+from tests.mutations import fixes, watched
 from tests.mutations.operators import HARMFUL, HARMLESS
 from tests.mutations.run import keep, run, run_all, sample, shortfalls, sources, table
 
@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write the mutants with a disagreement to a folder")
     parser.add_argument("--source", default="", help="only scripts with this text in their name")
     parser.add_argument("--operator", default="", help="only mutants of this operator")
-    parser.add_argument("--fixes", action="store_true", help="fix a sample, and let torch judge what came out")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--fixes", action="store_true", help="fix a sample, and let torch judge what came out")
+    what.add_argument("--probe", action="store_true", help="judge the verdicts of acclint probe on a sample")
     options = parser.parse_args()
     if options.operator and options.operator not in {**HARMFUL, **HARMLESS}:
         parser.error(f"unknown operator {options.operator}; there are {', '.join([*HARMFUL, *HARMLESS])}")
@@ -35,6 +37,8 @@ def main() -> int:
         parser.error(f"no script with {options.source!r} in its name")
     if options.fixes:
         return _fixes(options, scripts)
+    if options.probe:
+        return _probe(options, scripts)
     began = time.monotonic()
     if options.all:
         made = run_all(scripts, options.seed, operator=options.operator, jobs=options.jobs, store=options.cache)
@@ -74,6 +78,24 @@ def _fixes(options: argparse.Namespace, scripts: dict[str, str]) -> int:
                 fixes.keep(outcome, options.keep)
     good = fixes.share(outcomes) >= fixes.TARGET and not any(outcome.state == "worse" for outcome in outcomes)
     return 0 if good else 1
+
+
+def _probe(options: argparse.Namespace, scripts: dict[str, str]) -> int:
+    mutants = sample(scripts, options.sample, options.seed, options.operator)
+    results = watched.watch_all(mutants, scripts, jobs=options.jobs, store=options.cache)
+    text = watched.table(results)
+    if options.table:
+        options.table.write_text(text, encoding="utf-8")
+    print(text)
+    wrong = watched.wrong(results)
+    for one, verdict in wrong:
+        print(f"{verdict.state}: {verdict.code} at {verdict.row}: {one.mutant.name}: {one.truth}; {verdict.text}")
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+        for number, (one, verdict) in enumerate(wrong):
+            head = f"# {one.mutant.name}\n# torch: {one.truth}\n# {verdict.state}: {verdict.code}: {verdict.text}\n"
+            (options.keep / f"{verdict.code}~{number}.py").write_text(head + one.mutant.text, encoding="utf-8")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1074,8 +1074,9 @@ def division_form(script: Script) -> Iterator[Change]:
             if form != script.code(line):
                 yield changed(script, line, Edit(replace={line: statement(form)}))
         backward = backward_near(script, line)
-        together = backward is not None and script.block_of(line) is script.block_of(backward)
-        if backward is not None and together and script.code(backward) == f"{loss}.backward()":
+        if backward is None or script.block_of(line) is not script.block_of(backward):
+            continue
+        if script.line(line) < script.line(backward) and script.code(backward) == f"{loss}.backward()":
             scaled = statement(f"({loss} / {paren}).backward()")
             yield changed(script, line, Edit(replace={line: None, backward: scaled}))
     for backward, receiver in script.backwards:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import textwrap
 import threading
 import time
@@ -214,6 +217,60 @@ def test_the_script_ends_with_the_one_who_measures(tmp_path: Path) -> None:
         time.sleep(0.5)  # until the script runs
         os.kill(server, 9)
         assert gone(children[0])
+
+
+CLIENT = """
+import signal, sys
+from acclint.probe import Oracle
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+with Oracle() as oracle:
+    print(oracle._server.pid, flush=True)
+    print(oracle.measure(sys.argv[1], timeout=600).outcome, flush=True)
+"""
+
+
+def client_of(script: Path, folder: Path) -> subprocess.Popen[str]:
+    """A process that measures a script, with `folder` for temporary files."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", CLIENT, str(script)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def emptied(folder: Path) -> bool:
+    deadline = time.monotonic() + 10
+    while any(folder.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_file_and_no_process_stays_behind_a_killed_measurement(tmp_path: Path, end: signal.Signals) -> None:
+    """The whole process group is killed, as a terminal or a test runner does."""
+    script, folder = tmp_path / "train.py", tmp_path / "temporary"
+    folder.mkdir()
+    script.write_text("import torch, time\ntorch.save(1, 'x.pt')\nprint('on', flush=True)\ntime.sleep(600)")
+    with client_of(script, folder) as client:
+        assert client.stdout is not None
+        server = int(client.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not any(file.stat().st_size for file in folder.glob("*/*/stdout")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(client.pid, end)
+    assert gone(server)
+    assert emptied(folder)
+
+
+def test_no_file_stays_behind_a_measurement(tmp_path: Path) -> None:
+    script, folder = tmp_path / "train.py", tmp_path / "temporary"
+    folder.mkdir()
+    script.write_text("import os, torch\nos.mkdir('closed', 0)\ntorch.save(1, 'x.pt')")
+    with client_of(script, folder) as client:
+        assert client.stdout is not None
+        server = int(client.stdout.readline())
+        assert client.stdout.readline() == "finished\n"
+    assert gone(server)
+    assert not any(folder.iterdir())
 
 
 def test_memory_is_limited(watch: Watch) -> None:

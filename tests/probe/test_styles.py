@@ -191,6 +191,75 @@ for _ in range(5):
 """,
     ),
     (
+        "closure_that_only_reports",
+        set(),
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+losses = []
+for i, (x, y) in enumerate(loader):
+    loss = F.cross_entropy(model(x), y)
+    (loss / 4).backward()
+    losses.append(loss.item())
+    if i % 4 == 3:
+        opt.step(lambda: sum(losses[-4:]) / 4)
+        opt.zero_grad()
+""",
+    ),
+    (
+        "closure_runs_the_last_backward_and_clips",
+        set(),
+        DATA
+        + """
+opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+for i, batch in enumerate(loader):
+    def closure():
+        x, y = batch
+        if i % 4 == 0:
+            opt.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        (loss / 4).backward()
+        if i % 4 == 3:
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        return loss
+    if i % 4 == 3:
+        opt.step(closure)
+    else:
+        closure()
+""",
+    ),
+    (
+        "closures_and_old_gradients",
+        {"ACC015"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=1e-3)
+for i, batch in enumerate(loader):
+    def closure():
+        x, y = batch
+        loss = F.cross_entropy(model(x), y)
+        (loss / 4).backward()
+        return loss
+    if i % 4 == 3:
+        opt.step(closure)
+    else:
+        closure()
+""",
+    ),
+    (
+        "clipped_and_not_divided",
+        {"ACC001"},
+        DATA
+        + """
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+for i, (x, y) in enumerate(loader):
+    F.cross_entropy(model(x), y).backward()
+    if i % 4 == 3:
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        opt.step(); opt.zero_grad()
+""",
+    ),
+    (
         "trainer_object_zeroes_too_soon",
         {"ACC002"},
         DATA
@@ -253,6 +322,139 @@ for epoch in range(9):
         (F.cross_entropy(model(x), y) / k).backward()
         if (i + 1) % k == 0:
             opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "stateful_queue_right",
+        set(),
+        DATA
+        + """
+k = 4
+net = nn.Linear(5, 16)
+queue = F.normalize(torch.randn(64, 16))
+opt = torch.optim.SGD(net.parameters(), lr=0.05)
+for i, (x, _) in enumerate(loader):
+    q = F.normalize(net(x))
+    with torch.no_grad(): key = F.normalize(net(x + 0.1))
+    logits = torch.cat([(q * key).sum(1, keepdim=True), q @ queue.T], 1) / 0.2
+    (F.cross_entropy(logits, torch.zeros(len(x), dtype=torch.long)) / k).backward()
+    queue = torch.cat([key, queue])[:64]
+    if (i + 1) % k == 0:
+        opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "stochastic_depth_right",
+        set(),
+        DATA
+        + """
+k = 4
+class Block(nn.Module):
+    def __init__(self): super().__init__(); self.f = nn.Linear(5, 5)
+    def forward(self, x):
+        keep = (torch.rand(len(x), 1) < 0.7).float()
+        return x + self.f(x).tanh() * keep / 0.7
+net = nn.Sequential(Block(), Block(), nn.Linear(5, 3))
+opt = torch.optim.AdamW(net.parameters(), lr=1e-3)
+for i, (x, y) in enumerate(loader):
+    (F.cross_entropy(net(x), y) / k).backward()
+    if (i + 1) % k == 0:
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0); opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "two_loaders_right",
+        set(),
+        DATA
+        + """
+k = 4
+other = DataLoader(TensorDataset(torch.randn(N, 5)), batch_size=8)
+net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+for i, ((x, y), (u,)) in enumerate(zip(loader, other)):
+    loss = F.cross_entropy(net(x), y) + 0.5 * (net(u).softmax(1) ** 2).sum(1).mean()
+    (loss / k).backward()
+    if (i + 1) % k == 0:
+        opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "statistics_kept_by_hand_right",
+        set(),
+        DATA
+        + """
+k = 4
+class Obs(nn.Module):
+    def __init__(self): super().__init__(); self.register_buffer("m", torch.ones(1))
+    def forward(self, x):
+        if self.training: self.m.mul_(0.9).add_(0.1 * x.detach().abs().max())
+        return x / self.m
+net = nn.Sequential(nn.Linear(5, 16), Obs(), nn.ReLU(), nn.Linear(16, 3))
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+for i, (x, y) in enumerate(loader):
+    (F.cross_entropy(net(x), y) / k).backward()
+    if (i + 1) % k == 0:
+        opt.step(); opt.zero_grad()
+""",
+    ),
+    (
+        "two_players_right",
+        set(),
+        DATA
+        + """
+k = 4
+G, D = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 8), nn.LeakyReLU(0.2), nn.Linear(8, 1))
+og, od = torch.optim.Adam(G.parameters(), 1e-3), torch.optim.Adam(D.parameters(), 1e-3)
+bce = F.binary_cross_entropy_with_logits
+for i, (x, _) in enumerate(loader):
+    fake = G(torch.randn(len(x), 4))
+    ld = bce(D(x), torch.ones(len(x), 1)) + bce(D(fake.detach()), torch.zeros(len(x), 1))
+    (ld / k).backward()
+    if (i + 1) % k == 0:
+        od.step(); od.zero_grad()
+    D.requires_grad_(False)
+    (bce(D(fake), torch.ones(len(x), 1)) / k).backward()
+    D.requires_grad_(True)
+    if (i + 1) % k == 0:
+        og.step(); og.zero_grad()
+""",
+    ),
+    (
+        "scaler_and_clipping_right",
+        set(),
+        DATA
+        + """
+k = 4
+net = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 3))
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cpu")
+for i, (x, y) in enumerate(loader):
+    scaler.scale(F.cross_entropy(net(x), y) / k).backward()
+    if (i + 1) % k == 0:
+        scaler.unscale_(opt)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        scaler.step(opt); scaler.update(); opt.zero_grad()
+""",
+    ),
+    (
+        "supervised_contrastive",
+        {"ACC017"},
+        DATA
+        + """
+k = 4
+class T:
+    def __init__(self):
+        self.net = nn.Linear(5, 8); self.opt = torch.optim.SGD(self.net.parameters(), lr=0.1)
+    def loss(self, z, y):
+        s = z @ z.T / 0.5; s = s - torch.eye(len(z)) * 1e9
+        m = (y[:, None] == y[None]).float() * (1 - torch.eye(len(z)))
+        return -((m * s.log_softmax(1)).sum(1) / m.sum(1).clamp(min=1)).mean()
+    def fit(self):
+        for i, (x, y) in enumerate(loader):
+            l = self.loss(F.normalize(self.net(x)), y)
+            (l / k).backward()
+            if (i + 1) % k == 0: self.opt.step(); self.opt.zero_grad()
+T().fit()
 """,
     ),
 ]

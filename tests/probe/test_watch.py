@@ -14,11 +14,13 @@ from click.testing import CliRunner, Result
 
 from acclint import lint
 from acclint.cli import cli
-from acclint.findings import Confidence, Finding, Place, Severity
+from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
 from acclint.probe import Limits, Measurement, Oracle
+from acclint.probe.agreement import agreements
 from acclint.probe.readings import CHECKS
 from acclint.probe.verdict import Run
 from acclint.probe.watch import Request, Watched, judge, limits_of
+from acclint.report import probed
 
 ROOT = Path(__file__).parents[2] / "fixtures"
 FILES = sorted(ROOT.glob("*/*.py"))
@@ -27,6 +29,11 @@ FILES = sorted(ROOT.glob("*/*.py"))
 UNDECIDED = {"seeds/003_same_learning_rate"}
 # More than half of the micro-batches are left over and zeroed: the numbers alone call that ACC002.
 OTHERWISE = {"ACC007/bad_large_window_zeroed"}
+# What is true beside the expected: each part's contrastive loss sees its own samples only.
+BESIDE = {"ACC001/bad_contrastive_loss_per_part": {"ACC017"}}
+# Where acclint is known to predict other contributions (tests/test_matrix.py), and to be silent about it.
+NOT_MODELLED = {"ACC014/good_average_over_replicas", "ACC014/good_hook_sees_one_micro_batch"}
+COMPARED: list[bool] = []  # whether a prediction could be compared
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +65,17 @@ def test_fixtures_are_judged_right(path: Path, oracle: Oracle) -> None:
         assert "confirmed" in seen or (undecided and seen == {"inconclusive"}), (code, found.judged)
         assert "refuted" not in seen, (code, found.judged)
     confirmed = {one.finding.code for one in found.judged if one.verdict == "confirmed"}
-    assert confirmed <= expected, found.judged
+    assert confirmed - BESIDE.get(f"{path.parent.name}/{path.stem}", set()) <= expected, found.judged
+
+    differing = [one for one in found.agreements if one.differences]
+    assert bool(differing) == (f"{path.parent.name}/{path.stem}" in NOT_MODELLED), differing
+    COMPARED.append(bool(found.agreements))
+
+
+def test_most_predictions_can_be_compared() -> None:
+    if len(COMPARED) < len(JUDGED):
+        pytest.skip("needs the tests of all fixtures")
+    assert sum(COMPARED) > 0.6 * len(COMPARED)
 
 
 # --- verdicts --------------------------------------------------------------------------------------------------------
@@ -191,6 +208,38 @@ def test_a_factor_that_the_check_saw_and_held_right_is_no_finding(oracle: Oracle
     """The learning rate is divided instead of the loss."""
     found = watched(oracle, ROOT / "ACC001" / "good_lr_over_k_plain_sgd.py")
     assert found.judged == ()
+
+
+@pytest.mark.parametrize(
+    ("predicted", "differences"),
+    [
+        (((1.0,) * 4,) * 6, ()),
+        (((1.0,) * 4,) * 3, ()),  # the source need not know how many updates there are
+        (((1.0,) * 4, (1.0,) * 4, (1.0,) * 2, (1.0,) * 4), ()),  # nor how long a pass is
+        (((1.0,),) + ((1.0,) * 4,) * 3, ((0, 1),)),
+        (((4.0,) * 4,) * 2, tuple((row, column) for row in range(2) for column in range(4))),
+        (((1.0, 1.0, 0.0, 1.0),) * 2, ((0, 2), (1, 2))),
+        (((1.0,) * 8,) * 4, None),  # k was not known, and another one was assumed
+    ],
+)
+def test_predicted_and_measured_contributions(
+    right: tuple[str, Measurement],
+    predicted: tuple[tuple[float, ...], ...],
+    differences: tuple[tuple[int, int], ...] | None,
+) -> None:
+    script, measured = right
+    loop = LoopReport(Place(script, 10, 5, 10, 20), "accumulates", contributions=(("optimizer", predicted),))
+    found = agreements(measured, script, [loop], [], Run(measured, script, {script: RIGHT}).block)
+    assert [one.differences for one in found] == ([] if differences is None else [differences])
+    told = probed.render(Watched(script, measured, (), tuple(found)))
+    if differences is None:
+        assert "predicted" not in told
+    elif not differences:
+        assert "as predicted" in told
+    else:
+        row, column = differences[0]
+        assert f"differ in row {row + 1}, column {column + 1}" in told
+        assert "please report it" in told
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

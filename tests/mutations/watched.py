@@ -1,0 +1,146 @@
+"""`acclint probe` on mutants: is a verdict true by the label that torch gave the mutant beside its original?"""
+
+from __future__ import annotations
+
+import atexit
+import re
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from acclint import lint
+from acclint.probe import Oracle, OracleError
+from acclint.probe.verdict import CONFIRMED, REFUTED
+from acclint.probe.watch import Request, judge, limits_of
+from acclint.rules import all_rules
+from tests.mutations.label import Label, label
+from tests.mutations.run import Mutant, summary
+
+FALSE = ("falsely confirmed", "falsely refuted")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict on one finding. `state` is the verdict, with "rightly" or "falsely" before confirmed and refuted.
+
+    A refutation is false if the label is sure of the defect; of what a label leaves open it is "openly refuted".
+    """
+
+    code: str
+    row: int
+    state: str
+    text: str
+    predicted: bool
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A mutant, its label, the verdicts, and the sure defects of the label that none of them confirms."""
+
+    mutant: Mutant
+    truth: Label
+    verdicts: tuple[Verdict, ...] = ()
+    missed: tuple[str, ...] = ()
+
+
+def state(verdict: str, code: str, truth: Label) -> str:
+    if verdict == CONFIRMED:
+        return f"{'rightly' if code in truth.allowed else 'falsely'} confirmed"
+    if verdict == REFUTED:
+        sure = {code for defect in truth.defects if defect.sure for code in defect.codes}
+        return f"{'falsely' if code in sure else 'openly' if code in truth.allowed else 'rightly'} refuted"
+    return verdict
+
+
+@cache
+def _oracle() -> Oracle:
+    oracle = Oracle()
+    atexit.register(oracle.close)
+    return oracle
+
+
+def watch(mutant: Mutant, original: str, store: Path | None = None) -> Watched:
+    """Check, run and judge one mutant as `acclint probe` does."""
+    try:
+        compile(mutant.text, mutant.source, "exec")
+    except SyntaxError as error:
+        return Watched(mutant, Label(dropped=f"no longer Python: {error.msg}"))
+    truth = label(summary(mutant.text, store), summary(original, store), all_rules())
+    # what the original is said to have, the mutant has too
+    known = {code for line in re.findall(r"# expect-info: (.*)", original) for code in re.findall(r"ACC\d{3}", line)}
+    truth = replace(truth, tolerated=truth.tolerated | known)
+    if truth.dropped:
+        return Watched(mutant, truth)
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "train.py")
+        script.write_text(mutant.text, encoding="utf-8")
+        static = lint.check([str(script)])
+        try:
+            measured = _oracle().watch(script, limits_of(Request(str(script)), static))
+        except OracleError as error:
+            return Watched(mutant, Label(dropped=f"oracle: {error}"))
+        judged = judge(str(script), measured, [static]).judged
+    verdicts = tuple(
+        Verdict(
+            one.finding.code,
+            one.finding.place.row,
+            state(one.verdict, one.finding.code, truth),
+            one.text,
+            one.predicted,
+        )
+        for one in judged
+    )
+    confirmed = {one.code for one in verdicts if one.state == "rightly confirmed"}
+    missed = [d.codes[0] for d in truth.defects if d.sure and not confirmed & set(d.codes)]
+    return Watched(mutant, truth, verdicts, tuple(missed))
+
+
+def _watch(work: tuple[Mutant, str, Path | None]) -> Watched:
+    return watch(*work)
+
+
+def watch_all(
+    mutants: Iterable[Mutant], scripts: dict[str, str], *, jobs: int = 2, store: Path | None = None
+) -> list[Watched]:
+    work = [(mutant, scripts[mutant.source], store) for mutant in mutants]
+    if jobs < 2:
+        return [_watch(item) for item in work]
+    with ProcessPoolExecutor(jobs) as pool:
+        return list(pool.map(_watch, work, chunksize=4))
+
+
+def wrong(results: Iterable[Watched]) -> list[tuple[Watched, Verdict]]:
+    """The verdicts that are false."""
+    return [(one, verdict) for one in results for verdict in one.verdicts if verdict.state in FALSE]
+
+
+def table(results: Sequence[Watched]) -> str:
+    """Markdown: the verdicts by rule; what the run alone shows is counted among the confirmed, and once more."""
+    rows: dict[str, Counter[str]] = defaultdict(Counter)
+    for result in results:
+        for verdict in result.verdicts:
+            rows[verdict.code][verdict.state] += 1
+            rows[verdict.code]["by the run alone"] += not verdict.predicted
+        for code in result.missed:
+            rows[code]["not confirmed"] += 1
+    states = ["rightly confirmed", "falsely confirmed", "rightly refuted", "openly refuted", "falsely refuted"]
+    states += ["inconclusive", "not reached", "crashed", "by the run alone", "not confirmed"]
+    judged = sum(not result.truth.dropped for result in results)
+    silent = sum(not result.truth.dropped and not result.verdicts for result in results)
+    lines = [
+        "# Verdicts on mutations: acclint probe against torch",
+        "",
+        f"{judged} mutants judged, {silent} of them without a finding. *openly*: the numbers leave the intention open. "
+        "*not confirmed*: the label is sure of a defect, and no verdict confirms it.",
+        "",
+        f"| Rule | {' | '.join(states)} |",
+        f"|---|{'---:|' * len(states)}",
+    ]
+    total = sum(rows.values(), Counter[str]())
+    lines += [f"| {code} | {' | '.join(str(rows[code][s]) for s in states)} |" for code in sorted(rows)]
+    lines += [f"| all | {' | '.join(str(total[s]) for s in states)} |"]
+    return "\n".join(lines) + "\n"
