@@ -124,9 +124,21 @@ for epoch in range(3):
 """
 
 
+RATE = """\
+opt = torch.optim.SGD(net.parameters(), lr=0.2{division})
+for i, (x, y) in enumerate(loader):
+    nn.functional.mse_loss(net(x), y).backward()
+    window, position = divmod(i + 1, K)
+    if position == 0:
+        opt.step()
+        opt.zero_grad()
+"""
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
+        (RATE.format(division=""), "ACC001"),
         (HOOKED.format(length="len(loader)"), "ACC004"),
         (UNBOUND.format(division=""), "ACC001"),
         (FLAT.format(zero="pass"), "ACC015"),
@@ -147,6 +159,7 @@ def test_damage_is_found(body: str, code: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
+        RATE.format(division=" / K"),
         HOOKED.format(length="(len(loader) // K)"),
         UNBOUND.format(division=" / K"),
         FLAT.format(zero="flat.zero_()"),

@@ -216,7 +216,7 @@ class View:
             return gate.bound
         if gate is not None:
             for span, text in self.texts.moduli.items():
-                if inside(span, gate.span):
+                if inside(span, gate.span) or span == gate.remainder:
                     return text
         micro = self.micro
         if micro is not None and micro.kind == "count" and micro.level == "window":

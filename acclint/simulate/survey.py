@@ -103,12 +103,13 @@ class _Survey:
         elif one.op == "*" and self._is_accumulation(text(one.right)):
             self.world.k_divisions.add(one.span)
         elif one.op == "%":
-            self.analysis.operands[one.span] = one.right.span
-            self.analysis.moduli[one.span] = text(one.right)
+            self._remainder(one, one.right)
 
     def _call(self, one: p.Call) -> None:
         self.analysis.texts[one.span] = text(one)
         func = one.func
+        if text(func) == "divmod" and len(one.args) == 2:
+            self._remainder(one, one.args[1])
         if isinstance(func, p.Attr):
             receiver = self.analysis.receivers[one.span] = text(func.value)
             if func.name in ZEROING:
@@ -124,6 +125,10 @@ class _Survey:
                 self.sizes |= _names_of(one.args[1])
             elif func.path in ("torch.div", "torch.true_divide"):
                 self._quotient(one, one.args[1])
+
+    def _remainder(self, whole: p.Expr, modulus: p.Expr) -> None:
+        self.analysis.operands[whole.span] = modulus.span
+        self.analysis.moduli[whole.span] = text(modulus)
 
     def _quotient(self, whole: p.Expr, divisor: p.Expr) -> None:
         self.quotients.append((whole.span, text(divisor)))
