@@ -82,7 +82,9 @@ class Operators(Tensors):
                 return self.arithmetic(op, x, y, numeric(x), numeric(y), span)
         if lt is Opaque or rt is Opaque:
             key = f"({self.key(left)} {op} {self.key(right)})"
-            return self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
+            made = self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
+            made.attrs["<computed>"] = True
+            return made
         return self.opaque(f"value:{span.row}:{span.column}", "<value>")
 
     def usable_window(self, length: Num) -> None:

@@ -246,7 +246,8 @@ class Unknown(Modules):
             # Whatever it is made from, it is a loss.
             base.graph = True
             base.owners = base.owners or frozenset((Owner(base.name),))
-        self.backward(base, span)
+        # Arithmetic that was taken for that of data: it may hold the division.
+        self.backward(base, span, sure="<computed>" not in base.attrs)
         return None
 
     def step_method(self, base: Opaque, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -288,6 +289,14 @@ class Unknown(Modules):
         values = [*args, *keywords.values()]
         if last == "scale_loss" and args:
             return ("scaled", args[0])
+        if last in ZEROING:
+            # A helper of another file: `zero_grad(parameters)`.
+            owners = self.owners_of(args)
+            if owners:
+                self.zero(owners, span, last)
+            else:
+                self.event("hook", span)  # Which gradients it zeroes is not known.
+            return None
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last)
         for one in values:
@@ -302,7 +311,8 @@ class Unknown(Modules):
             return made
         self.note_opaque(path, values, span)
         owners = self.graph_owners(values)
-        batch = self.batch_of(values)
+        # What is made of data before any loop is no micro-batch: the number of labels, a model for it.
+        batch = self.batch_of(values) if self.loops else frozenset()
         loaders = [
             one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
         ]
