@@ -275,3 +275,77 @@ class B:
 
 def test_optimizers_of_different_loops_are_no_rivals() -> None:
     assert codes(SEVERAL) == ["ACC002"]
+
+
+PRETRAINED = """\
+from transformers import AutoModel
+labels = raw_datasets["train"].features["label"].names
+model = AutoModel.from_pretrained("name", num_labels=len(labels))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for i, batch in enumerate(loader):
+    loss = model(**batch).loss
+    loss = loss{division}
+    loss.backward()
+    if (i + 1) % args.accumulation_steps == 0:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+HELPER = """\
+from helpers import zero_grad
+class Loop:
+    def __init__(self, model, loader):
+        self.params = list(model.parameters())
+        self.model, self.loader = model, loader
+        self.optimizer = torch.optim.SGD(self.params, lr=0.1)
+
+    def fit(self):
+        for x, y in self.loader:
+            {zero}
+            nn.functional.mse_loss(self.model(x), y).backward()
+            self.optimizer.step()
+"""
+REFUSING = """\
+def main(args):
+    limit = load_settings(args.name)
+    if args.do_train and args.length > limit.max_length:
+        raise ValueError("too long")
+    if args.do_train:
+        n = 0
+        for x, y in loader:
+            n += 1
+            (nn.functional.mse_loss(net(x), y) / args.accumulation_steps).backward()
+            if (n + {ahead}) % args.accumulation_steps == 0:
+                opt.step()
+                opt.zero_grad()
+main(parse())
+"""
+MEASURED = """\
+def epoch(model, data, optimizer):
+    right = 0
+    for x, y in data:
+        record = model.measure(x, y)
+        record["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        right += record["correct"]
+    return right / len(data)
+history = []
+for _ in range(10):
+    history.append({"accuracy": epoch(net, loader, opt)})
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (PRETRAINED.format(division=" / args.accumulation_steps"), []),
+        (PRETRAINED.format(division=""), ["ACC001"]),
+        (HELPER.format(zero="zero_grad(self.params)"), []),
+        (HELPER.format(zero="pass"), ["ACC015"]),
+        (REFUSING.format(ahead=0), []),
+        (REFUSING.format(ahead=1), ["ACC006"]),
+        (MEASURED, []),
+    ],
+)
+def test_what_other_files_return(body: str, expected: list[str]) -> None:
+    assert codes(body) == expected

@@ -445,3 +445,12 @@ def is_world_size_name(name: str) -> bool:
     return len(parts) >= 2 and parts[0] in _COUNT and parts[-1] in (
         "gpu", "gpus", "processes", "replicas", "ranks", "devices", "nodes", "procs", "rank",
     )  # fmt: skip
+
+
+_COUNTED = _set("correct count counts accuracy acc acc1 acc5 top1 top5 hits tp fp fn tn")
+
+
+def is_count_name(name: str) -> bool:
+    """Whether an entry of a record is a count or a share of right answers, which no gradient flows through."""
+    parts = words(name)
+    return bool(parts) and not _COUNTED.isdisjoint(parts) and "loss" not in parts

@@ -152,6 +152,8 @@ def _outputs(run: Run, event: Event) -> Report | None:
     loop = _turning(list(terms))
     if loop is None or loop.kind == "call" or not all(batches) or len(set(batches)) < len(batches):
         return None
+    if any(len(batch) > 2 for batch in batches):
+        return None  # Sums over many batches: a metric, which something unknown has given.
     sent = [0] * len(batches)
     for backward in run.backwards:
         reached: frozenset[int] = backward.event.data["batch"]

@@ -44,8 +44,11 @@ class Conditions(Methods):
             return not self.decide(inner, frame, flipped, guard, lambda: not desired(), stmt)
         if type(test) is p.Bool:
             is_and = test.op == "and"
+            refuses = is_and and isinstance(stmt, p.If) and bool(stmt.body) and isinstance(stmt.body[-1], p.Raise)
             for part in test.values:
-                outcome = self.decide(part, frame, want, guard, desired, stmt)
+                # `if args.train and length > limit: raise`: the last part is what is wrong, not that it trains.
+                trains = refuses and part is not test.values[-1] and self._updates_if(part)
+                outcome = self.decide(part, frame, want, guard, (lambda: True) if trains else desired, stmt)
                 if outcome != is_and:
                     return outcome
             return is_and
@@ -57,6 +60,12 @@ class Conditions(Methods):
             return self.decide(part, frame, want, guard, desired, stmt)
         value = self.eval(test, frame)
         return self.truth(value, test, guard, desired if want is None else (lambda: bool(want)), stmt)
+
+    def _updates_if(self, test: p.Expr) -> bool:
+        """Whether updates elsewhere in the file wait for the same test."""
+        key, negated = plain_test(test)
+        known = self.world.updating.get(key)
+        return known is not None and known != negated
 
     def truth(
         self,
@@ -115,6 +124,9 @@ class Conditions(Methods):
         self, value: Num, test: p.Expr, guard: Guard | None, desired: Callable[[], bool], stmt: p.If
     ) -> bool:
         """A comparison with an unknown size: its outcome in this run says nothing, unless the size is the window's."""
+        for outcome, block in ((True, stmt.body), (False, stmt.orelse)):
+            if bool(value.v) is outcome and block and isinstance(block[-1], p.Raise):
+                return not outcome  # The numbers of a run that works are not those that it refuses.
         roles = {self.role_of_root(root) for root in value.roots}
         if not roles <= {"", "limit", "batch", "interval", "world"}:
             return bool(value.v)

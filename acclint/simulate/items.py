@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
@@ -71,7 +72,9 @@ class Items(Iteration):
                 return kept
             plain = not value.batch and not value.graph and isinstance(index, int)
             name = index if isinstance(index, str) else "<item>" if plain else value.name
-            made = self.opaque(f"{value.key}[{key}]", name, owners=value.owners, graph=value.graph, batch=value.batch)
+            # What a record counts has no graph, whatever else it holds: `metrics["correct"]`.
+            graph = value.graph and not (isinstance(index, str) and names.is_count_name(index))
+            made = self.opaque(f"{value.key}[{key}]", name, owners=value.owners, graph=graph, batch=value.batch)
             made.attrs["<parent>"] = value
             if "<size>" in value.attrs:
                 made.attrs["<size>"] = value.attrs["<size>"]
