@@ -208,6 +208,7 @@ def test_exit_130_when_interrupted(folder: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     try:
         time.sleep(1.5)  # by then it waits for its input
