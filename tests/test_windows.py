@@ -160,6 +160,7 @@ def test_damage_is_found(body: str, code: str) -> None:
     "body",
     [
         RATE.format(division=" / K"),
+        RATE.format(division=" / K").replace("position == 0", "(i + 1) // K * K == i + 1"),
         HOOKED.format(length="(len(loader) // K)"),
         UNBOUND.format(division=" / K"),
         FLAT.format(zero="flat.zero_()"),

@@ -54,9 +54,11 @@ def divided_rate(view: View) -> bool:
         return False
     if roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
         return True
-    # The same expression divides a rate, whatever it is called: in the optimizer's call or before it.
+    # The same expression divides a rate, whatever it is called: in the optimizer's call or before it. Where k has no
+    # words, what divides the rate may be k.
     return any(
-        text == view.k_text and (inside(span, optimizer.span) or _RATE.search(view.texts.text(span).partition("/")[0]))
+        (text == view.k_text or (not view.k_text and not text.isdigit()))
+        and (inside(span, optimizer.span) or _RATE.search(view.texts.text(span).partition("/")[0]))
         for span, text in view.texts.divisors.items()
     )
 
