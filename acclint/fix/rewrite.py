@@ -79,11 +79,26 @@ class _Rewriter:
                 # `scaler.scale(loss).backward()`: what the scaler is given, so that the line reads as people write it.
                 loss = _argument(loss)
         else:
-            raise Refused("what backward is called on is not written here")
+            loss = self._bound(call).value
         if isinstance(loss, (cst.List, cst.Tuple)):
             raise Refused("backward is given several losses at once")
         argument = isinstance(self.tree.parent(loss), cst.Arg)
         self.change(loss, lambda new: _quotient(new, divisor, brackets=not argument))
+
+    def _bound(self, call: cst.Call) -> cst.Attribute:
+        """`loss.backward` where a name stands for it: `run = loss.backward`, then `run()`."""
+        values = self._assigned(call.func, self.tree.function(call))
+        if len(values) == 1 and isinstance(values[0], cst.Attribute):
+            return values[0]
+        raise Refused("what backward is called on is not written here")
+
+    def _assigned(self, target: cst.BaseExpression, within: cst.CSTNode) -> list[cst.BaseExpression]:
+        """What is assigned to a target, in a function, or in the code of the module."""
+        return [
+            statement.value
+            for statement in self.tree.inside(within, cst.Assign)
+            if any(one.target.deep_equals(target) for one in statement.targets)
+        ]
 
     def written(self, said: Span | str, at: cst.CSTNode) -> cst.BaseExpression:
         """An expression in the user's own words, checked to be known at a node."""
@@ -159,7 +174,20 @@ class _Rewriter:
                     lambda _: cst.GreaterThanEqual(operator.whitespace_before, operator.whitespace_after),
                 )
                 return
-        raise Refused("the window test is not written as a remainder here")
+        self._shift_start(test, action)
+
+    def _shift_start(self, test: cst.BaseExpression, action: base.Shift) -> None:
+        """`count == k`, true too early in the first window only: the counter begins at another number."""
+        around = set(self.tree.loops(test))
+        counter = test.left if isinstance(test, cst.Comparison) else None
+        starts = [
+            value
+            for value in (self._assigned(counter, self.tree.function(test)) if counter is not None else ())
+            if isinstance(value, cst.Integer) and not around.intersection(self.tree.loops(value))
+        ]
+        if len(starts) != 1 or starts[0].evaluated_value + action.by < 0:
+            raise Refused("the window test is not written as a remainder here")
+        self.change(starts[0], lambda old: cst.Integer(str(old.evaluated_value + action.by)))
 
     def negate(self, action: base.Negate) -> None:
         test = self.tree.expression(action.test)
@@ -175,6 +203,10 @@ class _Rewriter:
             self._move_conditional(guarded, self.tree.statement(anchor), behind=action.behind is not None)
             return
         small = self.tree.statement(action.target)
+        loop = self.tree.loop_at(anchor)
+        if loop is not None:
+            self._move_behind_loop(small, loop)
+            return
         place = self.tree.statement(anchor)
         if small is place:
             raise Refused("the statement is already there")
@@ -189,6 +221,16 @@ class _Rewriter:
             self._check_earlier(small, place)
         comments = self._take(small)
         self.insert(place, _plain(small), behind=action.behind is not None, comments=comments)
+
+    def _move_behind_loop(self, small: cst.BaseSmallStatement, loop: cst.For | cst.While) -> None:
+        if self.tree.function(small) is not self.tree.function(loop):
+            self.tree.check_names(small, loop)
+        if isinstance(loop, cst.For) and set(reads(loop.target)) & set(reads(small)):
+            raise Refused("the statement would have to move out of its loop")
+        self.tree.block(loop)
+        leading, _ = self._take(small)
+        new = small.deep_clone().with_changes(semicolon=cst.MaybeSentinel.DEFAULT)
+        self.changer.behind.setdefault(loop, []).append(cst.SimpleStatementLine([new], leading_lines=leading))
 
     def _loop_over_parameters(self, small: cst.BaseSmallStatement) -> cst.For | None:
         """The outermost loop over parameters that a statement stands in: such a loop counts as one statement."""

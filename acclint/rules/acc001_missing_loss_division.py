@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Intent, Report, Rule
-from acclint.rules.rewrites import divide, divided_rate, smaller_gradient
+from acclint.rules.rewrites import divide, divided_rate, rate_divisors, smaller_gradient
 from acclint.rules.straight import straight_calls
 from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
 from acclint.simulate.trace import Backward, Run
@@ -144,11 +144,15 @@ def _straight(view: View, calls: list[Backward]) -> Report:
 
 
 def _division(view: View, calls: list[Backward], by: Span | str) -> Intent:
-    return Intent(
-        "safe" if by else "display",
-        f"divide the loss by {view.k_phrase()} in the backward call: {smaller_gradient(view)}",
-        divide(calls, by) if by else (),
-    )
+    told = f"divide the loss by {view.k_phrase()} in the backward call: {smaller_gradient(view)}"
+    if not by:
+        return Intent("display", told)
+    optimizer = view.lane.optimizer
+    rates = rate_divisors(view) if optimizer is not None and optimizer.plain_sgd else []
+    other = next((text for text in rates if not text.isdigit()), "")
+    if other:  # With plain SGD that divides, too, perhaps by the number that was meant.
+        return Intent("unsafe", f"{told}; the learning rate is divided by `{other}`", divide(calls, by))
+    return Intent("safe", told, divide(calls, by))
 
 
 def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:

@@ -160,14 +160,17 @@ def _ways(view: View, told: str, *ways: tuple[Action, ...]) -> tuple[Intent, ...
 
 
 def _divided_for_another(view: View) -> bool:
-    """Whether the mean loss is divided by a number of its own, which is not the length of a window."""
+    """Whether a mean, or its gradient, is divided by a number of its own, which is not the length of a window."""
     k = view.gate.modulus if view.gate is not None else None
     for window in view.closed:
+        if any(event.data.get("unsure") for event in window.edits):
+            continue
         for backward in view.backwards(window):
             term, weight = view.effective(window, backward)
-            means = term is not None and term.reduction in ("mean", "unknown") and backward.known_scale
-            divisors = [float(divisor) for divisor, _, _ in backward.divisors]
-            if means and len(divisors) == 1 and divisors[0] != k and abs(abs(float(weight)) * divisors[0] - 1) < 1e-6:
+            if term is None or term.reduction not in ("mean", "unknown") or not backward.known_scale or not weight:
+                continue
+            divisor = 1 / abs(float(weight))
+            if round(divisor) not in (1, k) and abs(divisor - round(divisor)) < 1e-6:
                 return True
     return False
 
@@ -194,9 +197,11 @@ def _behind_backward(view: View, gate: Guard, first: Window) -> tuple[Intent, ..
         for backward in view.run.backwards
         if backward.event.loops[: len(turn)] == tuple(turn) and backward.event.number > update.number
     ]
-    if not later or later[-1].site[: len(update.path)] != update.path:
+    tests = [event for event in view.run.of("test") if event.span == gate.span]
+    path = tests[0].path if tests else update.path
+    if not later or later[-1].site[: len(path)] != path:
         return ()
-    place = later[-1].site[len(update.path)]
+    place = later[-1].site[len(path)]
     told = "update behind the backward pass of the micro-batch: the first window is then as long as the others"
     return (Intent("safe", told, (Move(gate.span, behind=place),), regroups=True),)
 

@@ -21,7 +21,8 @@ DOCUMENTATION = """\
 ## What it does
 
 Finds loops that divide the loss by the accumulation steps but step and zero on every micro-batch, also where a window
-test comes out the same every time, and loops that step on every micro-batch but zero only every k of them.
+test comes out the same every time, and loops that step on every micro-batch but zero only every k of them. Where the
+zeroing stands outside the loop over the micro-batches, this is so if the loss is divided by their number.
 
 ## Why is this bad?
 
@@ -228,19 +229,46 @@ def _repeated(view: View) -> Report | None:
         if any(loop.span == update.loops[-1][0].span for loop, _ in event.loops)
         and not {guard.span for guard in event.guards if not guard.unknown} <= {guard.span for guard in update.guards}
     ]
-    if not gated:
+    place = gated[0] if gated else _zeroed_around(view, update, zeros)
+    if place is None:
         return None
+    ways = [Move(update.span, before=place.span)]
+    if not gated:
+        ways.append(Move(update.span, behind=update.loops[-1][0].span))
     return Report(
         update.span,
         f"{owner_phrase(view)} is stepped after every micro-batch, but its gradients are zeroed only at the end of the "
         "window: each update repeats the micro-batches of the window before it",
         Severity.ERROR,
         weaker(view.confidence, Confidence.HIGH),
-        notes=(("zeroed here", gated[0].span),),
+        notes=(("zeroed here", place.span),),
         assumptions=view.notes(),
-        intents=(_in_the_window(Move(update.span, before=gated[0].span)),),
+        intents=tuple(_in_the_window(way) for way in ways),
         evidence=view.proof(),
     )
+
+
+def _zeroed_around(view: View, update: Event, zeros: list[Event]) -> Event | None:
+    """A zeroing outside the loop that steps, where the losses between two of them weigh 1 together: they are a window.
+
+    Without the division it is the zeroing that may stand in the wrong place (ACC015).
+    """
+    around = [event for event in zeros if _turns(event) == _turns(update)[: len(event.loops)] != _turns(update)]
+    blocks: list[list[float]] = []
+    for window in view.closed:
+        if window.zeros or not blocks:
+            blocks.append([])
+        for backward in view.backwards(window):
+            term, weight = view.effective(window, backward)
+            if term is None or term.reduction not in ("mean", "unknown") or not backward.known_scale:
+                return None
+            blocks[-1].append(abs(float(weight)))
+    whole = all(len(block) > 1 and abs(sum(block) - 1) < 1e-6 for block in blocks[:-1])
+    return around[0] if around and len(blocks) > 1 and whole else None
+
+
+def _turns(event: Event) -> list[Span]:
+    return [loop.span for loop, _ in event.loops]
 
 
 def _clipped_only(view: View) -> Report | None:

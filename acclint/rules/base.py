@@ -31,7 +31,7 @@ class Divide:
 
 @dataclass(frozen=True)
 class Move:
-    """Put the statement at `target` behind the statement at `behind`, or before the one at `before`.
+    """Put the statement at `target` behind the statement, or the loop, at `behind`, or before the one at `before`.
 
     Where `target` is the test of an `if`, the whole `if` moves.
     """

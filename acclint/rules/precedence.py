@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 BEFORE: dict[str, frozenset[str]] = {
     "ACC006": frozenset({"ACC007"}),
     "ACC014": frozenset({"ACC001"}),
+    "ACC016": frozenset({"ACC015"}),
     "ACC021": frozenset({"ACC001"}),
     "ACC023": frozenset({"ACC006", "ACC007"}),
     "ACC030": frozenset({"ACC001"}),

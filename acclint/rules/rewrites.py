@@ -54,13 +54,19 @@ def divided_rate(view: View) -> bool:
         return False
     if roots_of(optimizer.lr) & {"over k", *view.run.k_names}:
         return True
-    # The same expression divides a rate, whatever it is called: in the optimizer's call or before it. Where k has no
-    # words, what divides the rate may be k.
-    return any(
-        (text == view.k_text or (not view.k_text and not text.isdigit()))
-        and (inside(span, optimizer.span) or _RATE.search(view.texts.text(span).partition("/")[0]))
+    # The same expression divides a rate, whatever it is called. Where k has no words, what divides the rate may be k.
+    return any(text == view.k_text or (not view.k_text and not text.isdigit()) for text in rate_divisors(view))
+
+
+def rate_divisors(view: View) -> list[str]:
+    """What learning rates are divided by, in the optimizer's call or before it."""
+    optimizer = view.lane.optimizer
+    return [
+        text
         for span, text in view.texts.divisors.items()
-    )
+        if (optimizer is not None and inside(span, optimizer.span))
+        or _RATE.search(view.texts.text(span).partition("/")[0])
+    ]
 
 
 def undivided(view: View, windows: Sequence[Window]) -> list[Backward]:

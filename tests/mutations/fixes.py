@@ -66,7 +66,7 @@ def mend(mutant: Mutant, original: str, store: Path | None = None) -> Outcome:
     sure = [defect for defect in before.defects if defect.sure]
     if not any(safe_rules() & set(defect.codes[:1]) for defect in sure):
         return Outcome(mutant, before, "elsewhere")
-    return Outcome(mutant, before, *_unfixed(repair))
+    return Outcome(mutant, before, *_unfixed(repair, before))
 
 
 def _measured(mutant: Mutant, before: Label, text: str, measured: Summary, reference: Summary) -> Outcome:
@@ -78,12 +78,13 @@ def _measured(mutant: Mutant, before: Label, text: str, measured: Summary, refer
     return Outcome(mutant, before, state, str(after), text)
 
 
-def _unfixed(repair: Repair) -> tuple[str, str]:
+def _unfixed(repair: Repair, before: Label) -> tuple[str, str]:
     left = [finding for finding in repair.outcome.result.findings if finding.code in safe_rules()]
     if repair.error:
         return "refused", repair.error
     if not left:
-        return "missed", ""
+        other = [finding.code for finding in repair.outcome.result.findings if finding.code in before.allowed]
+        return ("unsafe", other[0]) if other else ("missed", "")
     fix = left[0].fix
     if fix is None or not fix.reason:
         return "unsafe", left[0].code

@@ -36,10 +36,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Step:
-    """An update: how many backward calls of this owner lie before it, and the factor of each that is in it."""
+    """An update: how many backward calls of this owner lie before it, the factor of each in it, the learning rate."""
 
     position: int
     factors: tuple[tuple[int, float], ...]
+    rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,11 @@ class Summary:
                 if not update.residual <= RESIDUAL:  # NaN too
                     problem = problem or "the gradient is no combination of the backward calls"
             steps = [
-                Step(position, tuple((number[t], a) for t, a in sorted(update.coefficients.items()) if t in number))
+                Step(
+                    position,
+                    tuple((number[t], a) for t, a in sorted(update.coefficients.items()) if t in number),
+                    update.lr,
+                )
                 for position, update in zip(positions, record.updates, strict=False)
             ]
             owners.append(Owner(tuple(calls), tuple(steps), len(measured.leftover[j].backwards)))
@@ -125,7 +130,9 @@ class Summary:
         owners = tuple(
             Owner(
                 tuple(Call(**{**call, "site": tuple(call["site"])}) for call in owner["calls"]),
-                tuple(Step(step["position"], tuple((t, a) for t, a in step["factors"])) for step in owner["steps"]),
+                tuple(
+                    Step(**{**step, "factors": tuple((t, a) for t, a in step["factors"])}) for step in owner["steps"]
+                ),
                 owner["left"],
             )
             for owner in data["owners"]
@@ -489,8 +496,25 @@ def _shape(sizes: Sequence[int], before: Sequence[int], k: int, epochs: int) -> 
     return Defect(codes, f"windows of {', '.join(map(str, sizes[:6]))} micro-batches instead of {k}")
 
 
+def _same_rates(mutant: Summary, original: Summary) -> bool:
+    """Whether all updates have the learning rates of the original, which a schedule by the epoch or update has changed.
+
+    A plateau that the short run does not reach says nothing.
+    """
+    if any(one.name == "ReduceLROnPlateau" for one in original.schedules):
+        return False
+    mine, other = ([[step.rate for step in owner.steps] for owner in one.owners] for one in (mutant, original))
+    if [len(rates) for rates in mine] != [len(rates) for rates in other]:
+        return False
+    pairs = [pair for a, b in zip(mine, other, strict=True) for pair in zip(a, b, strict=True)]
+    changing = any(len(set(rates)) > 1 for rates in other)
+    return changing and all(a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+
+
 def _schedule_defects(mutant: Summary, original: Summary, broken: bool) -> list[Defect]:
     if len(mutant.schedules) != len(original.schedules):
+        return []
+    if _same_rates(mutant, original):
         return []
     defects = []
     for new, old in zip(mutant.schedules, original.schedules, strict=True):

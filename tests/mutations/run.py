@@ -28,7 +28,7 @@ from tests.mutations.script import Script
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 10.0
-FORMAT = "8"  # of the cached summaries; raise it when `Summary` or the ledger changes
+FORMAT = "9"  # of the cached summaries; raise it when `Summary` or the ledger changes
 NO_OPERATOR = "unchanged"
 
 
