@@ -76,7 +76,8 @@ class _Rows:
 class _Call:
     """A backward call in an update: `weights` are what its loss may be said to weigh there, none if that is unknown.
 
-    1 is right relative to the window (`right`), or is the weight of a mean that nothing divides (`undivided`).
+    1 is right relative to the window (`right`), or is the weight of a mean that nothing divides (`undivided`; what a
+    sum is divided by is not the length of the window either).
     """
 
     weights: frozenset[float]
@@ -246,7 +247,7 @@ def _judged(run: Run, window: Window, k: int, used: set[int]) -> _Update:
             _Call(
                 frozenset(round(amount * weight, 9) for weight in weights),
                 right=any(abs(amount * weight * n - 1) < _EXACT for weight in weights for n in parts),
-                undivided=any(abs(amount * weight - 1) < _EXACT for weight in weights),
+                undivided=summed or any(abs(amount * weight - 1) < _EXACT for weight in weights),
             )
         )
         if not summed:

@@ -200,9 +200,15 @@ class _Rewriter:
         assert anchor is not None
         guarded = self.tree.conditional(action.target)
         if guarded is not None:
-            self._move_conditional(guarded, self.tree.statement(anchor), behind=action.behind is not None)
+            self._move_level(guarded, self.tree.statement(anchor), behind=action.behind is not None)
             return
         small = self.tree.statement(action.target)
+        if action.level:
+            whole = self.tree.line(small)
+            if not isinstance(whole, cst.SimpleStatementLine) or len(whole.body) != 1:
+                raise Refused("the statement shares its line with others")
+            self._move_level(whole, self.tree.statement(anchor), behind=action.behind is not None)
+            return
         loop = self.tree.loop_at(anchor)
         if loop is not None:
             self._move_behind_loop(small, loop)
@@ -239,21 +245,20 @@ class _Rewriter:
         ]
         return found[-1] if found else None
 
-    def _move_conditional(self, guarded: cst.If, place: cst.BaseSmallStatement, *, behind: bool) -> None:
-        """Move an `if` within its block, beside the statement there that holds `place`."""
-        block = self.tree.block(guarded)
+    def _move_level(self, moved: Line, place: cst.BaseSmallStatement, *, behind: bool) -> None:
+        """Move a whole statement within its block, beside the statement there that holds `place`."""
+        block = self.tree.block(moved)
         around = [self.tree.line(place), *self.tree.above(self.tree.line(place))]
         beside = next((one for one in around if self.tree.parent(one) is block), None) if block in around else None
-        if beside is None or beside is guarded:
-            raise Refused("the condition would have to move into another block")
+        if beside is None or beside is moved:
+            raise Refused("the statement would have to move into another block")
         if behind:
             # What reads the gradients still has to find them.
             following = list(block.body)[list(block.body).index(cast("Line", beside)) + 1 :]
-            reading = [one for one in following if one is not guarded and self._reads_gradients(one)]
+            reading = [one for one in following if one is not moved and self._reads_gradients(one)]
             beside = reading[-1] if reading else beside
-        self.drop(guarded)
-        moved = guarded.deep_clone()
-        (self.changer.behind if behind else self.changer.before).setdefault(beside, []).append(moved)
+        self.drop(moved)
+        (self.changer.behind if behind else self.changer.before).setdefault(beside, []).append(moved.deep_clone())
 
     def _reads_gradients(self, node: cst.CSTNode) -> bool:
         return any(one.attr.value == "grad" for one in self.tree.inside(node, cst.Attribute))

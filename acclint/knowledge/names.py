@@ -194,6 +194,16 @@ def is_batch_size_name(name: str) -> bool:
 _EPOCH = frozenset({"epoch", "epochs", "ep"})
 
 
+_EFFECTIVE = _set(
+    "total effective global virtual target full large big real update optim optimizer step val valid eval test"
+)
+
+
+def is_loader_batch_size_name(name: str) -> bool:
+    """Whether a name says "samples per batch of the training loader", not per update or of another loader."""
+    return is_batch_size_name(name) and not _EFFECTIVE & set(words(name))
+
+
 @lru_cache(maxsize=8192)
 def is_epoch_name(name: str) -> bool:
     """Whether a name is a count or an index of epochs (not of steps per epoch)."""

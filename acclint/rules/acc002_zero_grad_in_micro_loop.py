@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
@@ -118,7 +119,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         for span, cases in places.items():
             if len(cases) * 2 < len(view.closed):
                 continue
-            event, window = cases[-1]
+            event, window = max(cases, key=lambda case: len(case[1].seen))
             found.append(_report(view, span, event, window))
     return found
 
@@ -244,7 +245,8 @@ def _intents(view: View, event: Event, zeros: list[Event], divisions: tuple[Acti
     if any(guard.modulus is not None for guard in event.guards):
         return (before,)
     waits = not {guard.span for guard in event.guards} <= {guard.span for guard in update.guards}
-    return (before, *behind) if waits else tuple(behind)
+    # The window may end where the gradients are zeroed.
+    return (before, *(replace(way, applicability="unsafe") for way in behind)) if waits else tuple(behind)
 
 
 def _beside(one: Event, other: Event) -> bool:

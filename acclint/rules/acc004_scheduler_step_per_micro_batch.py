@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.knowledge.schedulers import scheduler_kind
+from acclint.program import Span
 from acclint.rules.base import Intent, Move, Report, Resize, Rule
 from acclint.rules.windows import View, held, owner_phrase, views, weaker
-from acclint.simulate.trace import Event, Loop, Run
-from acclint.simulate.values import Num, Scheduler, Value, numeric, roots_of
+from acclint.simulate.trace import Event, Limit, Loop, Run
+from acclint.simulate.values import BATCHES, Num, Number, Scheduler, Value, numeric, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -210,11 +212,15 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
         )
     if numeric(_horizon(scheduler)) is not None:
         notes = [*notes, ("the schedule's length", scheduler.span)]
+    taken: list[tuple[str, Span | None]] = list(view.notes())
+    if BATCHES in roots_of(_horizon(scheduler)):
+        confidence = weaker(confidence, Confidence.MEDIUM if view.run.batch_sizes else Confidence.LOW)
+        taken.append(("the samples divided by the batch size are taken for the length of the loader", None))
     if per_micro:
         if unit.startswith("micro-batches"):
             return None
         severity = Severity.ERROR if unit == "updates" else Severity.WARNING
-        assumptions = list(view.notes())
+        assumptions = taken
         if unit != "updates":
             if scheduler.cadence == "epoch":
                 severity = Severity.INFO
@@ -246,7 +252,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             Severity.WARNING,
             weaker(confidence, Confidence.HIGH),
             notes=(("the scheduler step", events[0].span), *view.related()),
-            assumptions=view.notes(),
+            assumptions=tuple(taken),
             intents=_resized(view, scheduler) if unit == "micro-batches" else (),
             evidence=view.proof(),
         )
@@ -296,12 +302,13 @@ def _factor(loop: Loop) -> float:
 
 
 def _counts(view: View) -> tuple[int, int]:
-    """Micro-batches and updates of the run."""
-    micro_batches = max(
-        (sum(1 for window in view.windows for one in view.backwards(window) if one.site == site and not one.replay))
-        for site in {one.site for window in view.windows for one in view.backwards(window)}
-    )
-    return micro_batches, len(view.closed)
+    """Micro-batches and updates of the run, without what another call of the function does with its own optimizer."""
+    calls = [one for window in view.closed for one in view.backwards(window)]
+    mine = {one.event.loops[:1] for one in calls if one.event.loops and one.event.loops[0][0].kind == "call"}
+    rest = [one for window in view.windows if window.update is None for one in view.backwards(window)]
+    calls += [one for one in rest if not mine or one.event.loops[:1] in mine]
+    sites = Counter(one.site for one in calls if not one.replay)
+    return max(sites.values(), default=0), len(view.closed)
 
 
 def _horizon(scheduler: Scheduler) -> Value:
@@ -332,6 +339,8 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
     first = next((one for window in view.windows for one in view.backwards(window)), None)
     if numeric(length) is None or view.micro is None or first is None:
         return ""
+    if BATCHES in roots_of(length) and view.run.batch_sizes and not view.run.batch_sizes & view.run.sample_divisors:
+        return ""  # Divided by something else than the batch size of a loader.
     horizon = float(numeric(length))
     factor = 1.0
     epochs = 1.0
@@ -361,6 +370,34 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
             return "micro-batches of some epochs"
         if periodic and math.floor(windows) <= horizon <= math.ceil(windows):
             return "updates"
+    return _counted_unit(view, horizon, roots_of(length))
+
+
+# A number without a name is taken for the end of the training only where it is large.
+_LONG = 100
+
+
+def _counted_unit(view: View, horizon: float, roots: frozenset[str]) -> str:
+    """The unit of a length that a counter of the file is compared with: what the counter counts."""
+    site = next(one.site for window in view.windows for one in view.backwards(window))
+    calls = [one.event.number for one in view.run.backwards if one.site == site and not one.replay]
+    updates = [window.update.number for window in view.closed if window.update is not None]
+    seen: dict[Number, list[Limit]] = {}
+    for test in view.run.limits:
+        if roots & test.roots if roots else not test.roots and float(test.limit) >= _LONG:
+            seen.setdefault(test.limit, []).append(test)
+    for limit, tests in seen.items():
+        first, last = tests[0], tests[-1]
+        rise = float(last.counter) - float(first.counter)
+        counted = [sum(first.events <= number < last.events for number in numbers) for numbers in (calls, updates)]
+        if rise < 2 or counted[0] < counted[1] + 3:
+            continue
+        by_update, by_micro_batch = (abs(rise - count) <= 1 for count in reversed(counted))
+        ratio = horizon / float(limit)
+        if (by_update and ratio == 1) or (by_micro_batch and ratio * view.k == 1):
+            return "updates"
+        if (by_micro_batch and ratio == 1) or (by_update and ratio == view.k):
+            return "micro-batches"
     return ""
 
 

@@ -197,13 +197,18 @@ def _behind_backward(view: View, gate: Guard, first: Window) -> tuple[Intent, ..
         for backward in view.run.backwards
         if backward.event.loops[: len(turn)] == tuple(turn) and backward.event.number > update.number
     ]
-    tests = [event for event in view.run.of("test") if event.span == gate.span]
-    path = tests[0].path if tests else update.path
-    if not later or later[-1].site[: len(path)] != path:
+    if not later:
         return ()
-    place = later[-1].site[len(path)]
+    tests = [event for event in view.run.of("test") if event.span == gate.span]
+    path, site = tests[0].path if tests else update.path, later[-1].site
+    depth = next((at for at, one in enumerate(path) if (one,) != site[at : at + 1]), len(path))
+    if depth >= len(site):
+        return ()
+    # Where the test is in a function that the backward call is not in, it is the call of the function that moves.
+    moved = gate.span if depth == len(path) else path[depth]
+    place = site[depth]
     told = "update behind the backward pass of the micro-batch: the first window is then as long as the others"
-    return (Intent("safe", told, (Move(gate.span, behind=place),), regroups=True),)
+    return (Intent("safe", told, (Move(moved, behind=place, level=True),), regroups=True),)
 
 
 def _varying(view: View, gate: Guard) -> Report | None:

@@ -249,11 +249,14 @@ def _repeated(view: View) -> Report | None:
 
 
 def _zeroed_around(view: View, update: Event, zeros: list[Event]) -> Event | None:
-    """A zeroing outside the loop that steps, where the losses between two of them weigh 1 together: they are a window.
+    """A zeroing outside the loop that steps, where what lies between two of them is a window.
 
-    Without the division it is the zeroing that may stand in the wrong place (ACC015).
+    That is so where the losses weigh 1 together or the loop counts to k by its name; else it is the zeroing that may
+    stand in the wrong place (ACC015).
     """
     around = [event for event in zeros if _turns(event) == _turns(update)[: len(event.loops)] != _turns(update)]
+    if around and view.micro is not None and view.micro.named and view.micro.kind == "count":
+        return around[0]
     blocks: list[list[float]] = []
     for window in view.closed:
         if window.zeros or not blocks:

@@ -33,12 +33,14 @@ class Divide:
 class Move:
     """Put the statement at `target` behind the statement, or the loop, at `behind`, or before the one at `before`.
 
-    Where `target` is the test of an `if`, the whole `if` moves.
+    Where `target` is the test of an `if`, the whole `if` moves. With `level` the statement stays in its block: it goes
+    beside the statement there that holds the other place, as an `if` always does.
     """
 
     target: Span
     behind: Span | None = None
     before: Span | None = None
+    level: bool = False
 
 
 @dataclass(frozen=True)

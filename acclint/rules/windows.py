@@ -227,6 +227,8 @@ class View:
             head, _, rest = name.partition(".")
             if head == "__init__":
                 return f"self.{rest}"  # An argument that the object keeps, as is the custom under its name.
+            if ":" in name:
+                return name.rpartition(":")[2].partition(".")[2]  # An object without a name, by its place.
             return rest if head in self.texts.functions else name
         return ""
 
@@ -307,9 +309,14 @@ def turning(one: tuple[tuple[Loop, int], ...], other: tuple[tuple[Loop, int], ..
 def views(analysis: Analysis, run: Run) -> list[View]:
     """The lanes of a run that hold at least one backward call, one view per distinct behaviour."""
     found: list[View] = []
+    certain = {
+        id(lane.optimizer) for lane in run.lanes if not lane.owner.guessed and any(one.seen for one in lane.windows)
+    }
     for lane in run.lanes:
         if lane.optimizer is not None and lane.optimizer.replays:
             continue
+        if lane.owner.guessed and lane.parts_unknown and id(lane.optimizer) in certain:
+            continue  # Of what the optimizer may hold, it is the least likely.
         if not any(window.seen for window in lane.windows):
             continue
         found.append(View(run, lane, analysis, common_size(run, lane), lane.windows))

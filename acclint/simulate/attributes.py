@@ -39,6 +39,12 @@ _LIGHTNING = word_set(
 class Attributes(Items):
     """Reading and writing by attribute name."""
 
+    def accelerator_steps(self, owner: v.Accelerator) -> Value:
+        """The accumulation steps. Where nobody sets them, but the window is used, the launcher or environment does."""
+        if owner.steps is None and self.world.accumulates:
+            owner.steps = self.number(f"{owner.name}.gradient_accumulation_steps", "gradient_accumulation_steps")
+        return 1 if owner.steps is None else owner.steps
+
     def attribute(self, value: Value, name: str, span: Span) -> Value:
         kind = type(value)
         if kind is Opaque:
@@ -92,7 +98,11 @@ class Attributes(Items):
             if name == "sync_gradients":
                 return value.sync
             if name == "gradient_accumulation_steps":
-                return 1 if value.steps is None else value.steps
+                return self.accelerator_steps(value)
+            if name == "num_processes":
+                return self.number(f"{value.name}.{name}", name, "world")
+            if name == "optimizer_step_was_skipped":
+                return False  # Only where a loss scaler met an overflow.
             if name in ("is_main_process", "is_local_main_process"):
                 return Maybe(f"{value.name}.{name}", False, span)
             return v.Bound(value, name)
@@ -137,6 +147,8 @@ class Attributes(Items):
         if name == "loss" and value.graph:
             made = self.opaque(f"{value.key}.loss", "loss", owners=value.owners, graph=True, batch=value.batch)
             made.hint = "output"
+            if "<by items>" in value.attrs:
+                made.attrs["<by items>"] = True
             value.attrs[name] = made
             return made
         # `data["train"].dataloader`: what holds a loader is no batch.

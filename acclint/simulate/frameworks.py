@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from fractions import Fraction
 
 from acclint.knowledge import names
@@ -43,18 +44,10 @@ class Frameworks(Operators):
             self.backward(args[0], span, factor, sure, via="accelerator")
             return None
         if name in ("prepare", "prepare_model", "prepare_optimizer", "prepare_data_loader", "prepare_scheduler"):
-            for one in args:
-                if type(one) is v.Optimizer or type(one) is v.Scheduler:
-                    one.gate = owner
-                elif type(one) is Opaque and names.is_optimizer_name(one.name):
-                    self.as_optimizer(one).gate = owner
-                elif type(one) is Opaque and names.is_scheduler_name(one.name):
-                    self.as_scheduler(one).gate = owner
-            return args[0] if len(args) == 1 else tuple(args)
+            prepared = [self.prepared(one, owner) for one in args]
+            return prepared[0] if len(prepared) == 1 else tuple(prepared)
         if name == "accumulate":
-            if owner.steps is None:
-                # Nobody set the steps here, but the window is used: the launcher or the environment sets them.
-                owner.steps = self.number(f"{owner.name}.gradient_accumulation_steps", "gradient_accumulation_steps")
+            self.accelerator_steps(owner)
             return ("accumulate", owner)
         if name in ("clip_grad_norm_", "clip_grad_value_"):
             self.event("clip", span)
@@ -65,6 +58,22 @@ class Frameworks(Operators):
         if name in ("skip_first_batches",) and args:
             return args[0]
         return self.opaque(f"{owner.name}.{name}()", name)
+
+    def prepared(self, value: Value, owner: v.Accelerator) -> Value:
+        """What `prepare` makes of an argument: optimizers and schedulers that wait for the end of the window.
+
+        A scheduler is another one then: who keeps the old one steps it on every micro-batch.
+        """
+        if type(value) is v.Scheduler:
+            value = copy(value)
+            value.gate = owner
+        elif type(value) is v.Optimizer:
+            value.gate = owner
+        elif type(value) is Opaque and names.is_optimizer_name(value.name):
+            self.as_optimizer(value).gate = owner
+        elif type(value) is Opaque and names.is_scheduler_name(value.name):
+            self.as_scheduler(value).gate = owner
+        return value
 
     def scaler_method(
         self, owner: v.Scaler, name: str, args: list[Value], keywords: dict[str, Value], span: Span

@@ -597,6 +597,8 @@ def _loader(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
             length = None
     if length is None:
         length = m.number(f"len({key})", "length", "length")
+    if numeric(size):
+        m.run.batch_sizes.add(numeric(size))
     made = Loader(key, length, size, span)
     made.name = "<loader>"
     return made

@@ -86,6 +86,7 @@ class Losses(Ownership):
                 {self.new_term(owners, reduction, why, span, value.batch): 1},
                 name=value.name,
                 batch=value.batch,
+                sure="<by items>" not in value.attrs,
             )
             value.attrs["<loss>"] = made
             return made

@@ -57,7 +57,11 @@ class Machine(Statements):
             return self.instantiate(callee, args, keywords, expr.span)
         if kind is v.Partial:
             return self.call(callee.func, [*callee.args, *args], {**dict(callee.keywords), **keywords}, expr, frame)
-        return self.library_call(callee, args, keywords, expr, frame)
+        result = self.library_call(callee, args, keywords, expr, frame)
+        if type(result) is Opaque and result.graph and keywords.get("num_items_in_batch") is not None:
+            # transformers' models divide the sum of their loss by it: perhaps by the items of the whole window.
+            result.attrs["<by items>"] = True
+        return result
 
     def call_value(self, callee: Value, args: list[Value], span: Span) -> Value:
         """Call a value that is at hand (a callback, a closure)."""

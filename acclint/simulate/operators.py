@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,7 +14,21 @@ from acclint.simulate import values as v
 from acclint.simulate.iteration import LIST_TURNS
 from acclint.simulate.scan import text
 from acclint.simulate.tensors import Tensors
-from acclint.simulate.values import NO_ROOTS, Maybe, Num, Opaque, Param, ParamSet, Tensor, Value, numeric, roots_of
+from acclint.simulate.trace import Limit
+from acclint.simulate.values import (
+    BATCHES,
+    NO_ROOTS,
+    Maybe,
+    Num,
+    Number,
+    Opaque,
+    Param,
+    ParamSet,
+    Tensor,
+    Value,
+    numeric,
+    roots_of,
+)
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -96,6 +111,8 @@ class Operators(Tensors):
     def arithmetic(self, op: str, left: Value, right: Value, a: Any, b: Any, span: Span) -> Value:
         if op == "%" and type(right) is Num and self.loops and not 2 <= b <= 12:
             self.usable_window(right)
+        if op in ("/", "//"):
+            a, left = self.in_batches(left, a, right, span)
         try:
             if op == "/":
                 if span in self.world.k_divisions and not roots_of(left) and not roots_of(right) and b not in (0, 1):
@@ -125,6 +142,21 @@ class Operators(Tensors):
         if modulus is not None:
             return Num(numeric(made), roots_of(made), span, modulus)
         return made
+
+    def in_batches(self, left: Value, a: Any, right: Value, span: Span) -> tuple[Any, Value]:
+        """The dividend of a division of samples by samples per batch: as many as make a loader of unknown length."""
+        known = self.numbers
+        samples = [
+            root for root in roots_of(left) if root in known and root[:4] == "len(" and not self.role_of_root(root)
+        ]
+        sizes = [known[root].v for root in roots_of(right) if root in known and self.role_of_root(root) == "batch"]
+        size = numeric(right) if span in self.world.sample_divisions else math.prod(sizes) if sizes else None
+        if len(samples) != 1 or not size or not known[samples[0]].v:
+            return a, left
+        self.run.sample_divisors.add(size)
+        share = Fraction(a) if isinstance(a, (int, Fraction)) else a
+        whole = share / known[samples[0]].v * self.world.turns(self.assignment) * size
+        return whole, Num(whole, roots_of(left) | {BATCHES}, span)
 
     def is_open(self, value: Opaque, expr: p.Compare) -> bool:
         """Whether it is left open that an unknown equals a literal: it is no size that anything else depends on."""
@@ -171,6 +203,7 @@ class Operators(Tensors):
             a, b = left.v, right.v
         if a is not None and b is not None:
             self.compared[expr.span] = (left, right)
+            self.note_limit(a, b, roots_of(left), roots_of(right))
             outcome = _COMPARE[op](a, b)
             modulus = modulus_of(left) or modulus_of(right)
             roots = roots_of(left) | roots_of(right)
@@ -192,6 +225,12 @@ class Operators(Tensors):
             return (left == right) if op == "==" else (left != right) if op == "!=" else Maybe(text(expr))
         negated = op == "!="
         return Maybe(f"{self.key(left)} {'==' if negated else op} {self.key(right)}", negated, expr.span)
+
+    def note_limit(self, a: Number, b: Number, roots: frozenset[str], other: frozenset[str]) -> None:
+        """Note a counter that is compared with the number at which it ends, such as the number of updates."""
+        if a != b and self.loops and not isinstance(a, bool) and not isinstance(b, bool):
+            counter, limit, named = (a, b, other) if a < b else (b, a, roots)
+            self.run.limits.append(Limit(limit, named, counter, len(self.run.events)))
 
     def identical(self, left: Value, right: Value) -> bool | None:
         """Whether two values are the same object, None if unknown."""

@@ -174,7 +174,8 @@ class Ownership(Core):
 
     def is_module_like(self, base: Opaque) -> bool:
         words = names.words(base.name)
-        return base.owner is not None or any(word in _MODEL_WORDS for word in words)
+        held = base.owner is not None and not base.owner.guessed
+        return held or any(word in _MODEL_WORDS for word in words)
 
     def norm_inside(self, value: Value, depth: int = 0) -> Span | None:
         """The place that made a BatchNorm layer in a module, as it is now."""

@@ -98,6 +98,10 @@ class _Survey:
             self.analysis.divisors[one.span] = _divisor(one.right)
         if one.op in ("/", "//"):
             self.sizes |= _micro_batches_over(one, self.world)
+            if isinstance(one.right, (p.Name, p.Attr)) and names.is_loader_batch_size_name(
+                text(one.right).rpartition(".")[2]
+            ):
+                self.world.sample_divisions.add(one.span)
         if one.op == "/":
             self._quotient(one, one.right)
         elif one.op == "*" and self._is_accumulation(text(one.right)):
@@ -114,6 +118,8 @@ class _Survey:
             receiver = self.analysis.receivers[one.span] = text(func.value)
             if func.name in ZEROING:
                 self.world.zeroed_names.add(receiver.rpartition(".")[2])
+            elif func.name == "accumulate":
+                self.world.accumulates = True
             elif func.name == "append":
                 self.world.filled.add(receiver)
             elif func.name in _CUTS and one.args:

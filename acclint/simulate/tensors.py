@@ -11,6 +11,7 @@ from acclint.simulate.attributes import Attributes
 from acclint.simulate.values import NOBODY, Num, Opaque, Param, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import NO_GRADIENT, RESHAPES, SAME, WITH_INDICES
 
+_SCALAR = (".mean()", ".sum()")  # where a loss comes from that is one number, whatever it was made of
 _IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*"}
 
 
@@ -45,6 +46,8 @@ class Tensors(Attributes):
             return made
         if name in SAME:
             return owner
+        if name in ("numel", "nelement") and owner.terms and all(term.why in _SCALAR for term in owner.terms):
+            return 1
         if name in ("size", "__len__", "numel"):
             if name != "numel" and owner.size is not None and (not args or args[0] == 0):
                 return owner.size

@@ -150,6 +150,15 @@ class Part(NamedTuple):
     whole: Number | None
 
 
+class Limit(NamedTuple):
+    """A comparison of a counter with a larger number, and the number of events before it."""
+
+    limit: Number
+    roots: frozenset[str]
+    counter: Number
+    events: int
+
+
 @dataclass(eq=False)
 class Run:
     """One abstract run under one assignment of numbers and one choice of unknown conditions."""
@@ -157,6 +166,9 @@ class Run:
     events: list[Event] = field(default_factory=list)
     backwards: list[Backward] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    batch_sizes: set[Number] = field(default_factory=set)  # of the loaders
+    sample_divisors: set[Number] = field(default_factory=set)  # batch sizes by which numbers of samples are divided
     schedulers: list[Scheduler] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
     conditions: dict[str, Condition] = field(default_factory=dict)

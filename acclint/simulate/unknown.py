@@ -50,8 +50,8 @@ class Unknown(Modules):
             return self.opaque(f"{callee.key}()", callee.name, batch=callee.batch | batch)
         if callee.graph or callee.owners:
             owners |= callee.owners
-        elif not (loaders and not batch):
-            owners |= self.live(frozenset((self.owner_of(callee),))) if self.is_forward_call(callee, values) else NOBODY
+        elif not (loaders and not batch) and self.is_forward_call(callee, values):
+            owners |= self.live(frozenset((self.guessed_owner(callee),)))
         key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
         graph = self.grad_enabled and bool(owners) and (callee.graph or self.is_forward_call(callee, values))
         made = self.opaque(
@@ -74,6 +74,15 @@ class Unknown(Modules):
             if type(one) is Opaque and "<size>" in one.attrs:
                 made.attrs["<size>"] = one.attrs["<size>"]
         return made
+
+    def guessed_owner(self, callee: Opaque) -> Owner:
+        """The owner of what is called with data: it, and what it belongs to, may well be no module."""
+        parent = callee.attrs.get("<parent>")
+        unsure = [one for one in (callee, parent) if type(one) is Opaque and not self.is_module_like(one)]
+        owner = self.owner_of(callee)
+        for one in unsure:
+            self.owner_of(one).guessed = True
+        return owner
 
     def is_forward_call(self, callee: Opaque, values: list[Value]) -> bool:
         """Whether calling something unknown runs a model: it is given data, or its parameters were asked for before."""

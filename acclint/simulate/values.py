@@ -18,6 +18,8 @@ from acclint.program import NOWHERE, Class, Function, Span
 if TYPE_CHECKING:
     from acclint.simulate.core import Frame
 
+# A root of numbers of batches that were made by dividing a number of samples.
+BATCHES = "<batches>"
 Number = int | float | Fraction
 Value = Any
 NO_ROOTS: frozenset[str] = frozenset()
@@ -50,13 +52,17 @@ class Num:
 
 
 class Owner:
-    """A set of parameters: a module, a parameter tensor, or whatever unknown object holds them."""
+    """A set of parameters: a module, a parameter tensor, or whatever unknown object holds them.
 
-    __slots__ = ("name", "number", "parents")
+    `guessed`: it is an unknown function that is given data, and nothing says that it has parameters.
+    """
+
+    __slots__ = ("guessed", "name", "number", "parents")
     _made = count()
 
-    def __init__(self, name: str, parent: Owner | None = None) -> None:
+    def __init__(self, name: str, parent: Owner | None = None, guessed: bool = False) -> None:
         self.name = name
+        self.guessed = guessed
         self.number = next(Owner._made)  # sets of owners are gone through in this order
         self.parents: list[Owner] = [parent] if parent is not None else []
 

@@ -60,11 +60,13 @@ class World:
     literal_ks: set[int] = field(default_factory=set)
     outer_turns: int = 0  # of loops around loops that train, where more than the epochs are worth running
     loud: set[Span] = field(default_factory=set)
+    accumulates: bool = False  # whether a method `accumulate()` is called somewhere
     raised: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
     filled: set[str] = field(default_factory=set)  # lists that the file appends to
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
+    sample_divisions: set[Span] = field(default_factory=set)  # by a batch size, by its name
     avoiding: dict[str, bool] = field(default_factory=dict)  # answers without which a run ended in an error
     updating: dict[str, bool | None] = field(default_factory=dict)  # outcome of a test under which updates happen
 
