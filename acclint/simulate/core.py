@@ -84,6 +84,7 @@ class Core:
         self.guards: list[Guard] = []
         self.grad_enabled = True
         self.numbers: dict[str, Num] = {}
+        self.chosen_parts: dict[tuple[Owner, str], Owner] = {}
         self.called: set[int] = set()
         self.stack: list[p.Function] = []
         self.budget = STEP_BUDGET

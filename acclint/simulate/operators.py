@@ -83,6 +83,8 @@ class Operators(Tensors):
             return left + right if isinstance(left, str) and isinstance(right, str) and op == "+" else "<text>"
         if isinstance(left, dict) and isinstance(right, dict) and op == "|":
             return {**left, **right}
+        if op == "-" and _holds_parameters(left) and _holds_parameters(right):
+            return ParamSet(self.without(self.owners_of(left), self.owners_of(right)))
         if (
             lt is ParamSet
             or rt is ParamSet
@@ -250,6 +252,11 @@ class Operators(Tensors):
         if type(left) is Opaque or type(right) is Opaque:
             return None
         return left is right
+
+
+def _holds_parameters(value: Value) -> bool:
+    """Whether a value is a set of parameters, or a list of single ones."""
+    return type(value) is ParamSet or (isinstance(value, list) and any(type(one) is Param for one in value))
 
 
 def modulus_of(value: Value) -> v.Remainder | None:

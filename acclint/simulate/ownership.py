@@ -37,6 +37,21 @@ class Ownership(Core):
             value.owner = Owner(value.name, self.owner_of(parent) if type(parent) is Opaque else parent)
         return value.owner
 
+    def part_of(self, owner: Owner, name: str) -> Owner:
+        """Some of an owner's parameters, by the name of what chooses them."""
+        kept = self.chosen_parts.get((owner, name))
+        if kept is None:
+            kept = self.chosen_parts[owner, name] = Owner(name, owner)
+        return kept
+
+    def without(self, left: Owners, right: Owners) -> Owners:
+        """The parameters of some owners without those of others, which may be parts of them."""
+        found = set()
+        for one in left - right:
+            inside = sorted(other.name for other in right if other.within(one))
+            found.add(self.part_of(one, f"{one.name} without {', '.join(inside)}") if inside else one)
+        return frozenset(found)
+
     def owners_of(self, value: Value, depth: int = 0) -> Owners:
         """The parameters that a value is, holds, or was computed from with a graph."""
         kind = type(value)

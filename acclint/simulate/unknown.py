@@ -16,6 +16,15 @@ _DATA_SIZE = word_set("size shape numel __len__ nelement")
 _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
 
 
+_NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
+
+
+def _gives_parameters(name: str) -> bool:
+    """Whether a method returns some of an object's parameters, by its name: `non_discriminator_parameters`."""
+    said = names.words(name)
+    return said[-1:] in (("parameters",), ("params",)) and not _NO_PARAMETERS & set(said)
+
+
 _NOT_HANDLED = object()  # what a method returns if its name says nothing
 
 
@@ -138,6 +147,8 @@ class Unknown(Modules):
             return self.step_method(base, name, args, keywords, span)
         if name in ("parameters", "named_parameters", "trainable_parameters", "get_parameters"):
             return ParamSet(base.owners or frozenset((self.owner_of(base),)), name == "named_parameters")
+        if _gives_parameters(name) and not base.batch and not base.graph:
+            return ParamSet(frozenset((self.part_of(self.owner_of(base), name),)))
         if name in ("zero_", "zero") and base.name == "grad":
             return None
         if names.is_scaler_name(base.name) and name == "scale" and args:
