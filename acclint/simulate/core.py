@@ -82,6 +82,7 @@ class Core:
         self.path: list[Span] = []
         self.loops: list[Loop] = []
         self.guards: list[Guard] = []
+        self.handlers = 0  # how many `try` with a handler are being run
         self.grad_enabled = True
         self.numbers: dict[str, Num] = {}
         self.chosen_parts: dict[tuple[Owner, str], Owner] = {}
@@ -259,6 +260,8 @@ class Core:
         ):
             self.world.hints.setdefault(key, value)
             return self.number(key, name)
+        if value is None and self.world.is_accumulation(name):
+            return self.number(key, name)  # `accumulation_steps=None`: what is interesting is when it is given.
         return value
 
     def as_steps(self, value: Num) -> Value:

@@ -351,7 +351,7 @@ class Statements(Expressions):
         signal = None
         try:
             try:
-                signal = self.block(stmt.body, frame)
+                signal = self._handled(stmt, frame)
             except PyRaise as error:
                 for kind, name, body in stmt.handlers:
                     if _catches(kind, str(error)):
@@ -367,6 +367,14 @@ class Statements(Expressions):
         finally:
             final = self.block(stmt.final, frame) if stmt.final else None
         return final or signal
+
+    def _handled(self, stmt: p.Try, frame: Frame) -> str | None:
+        """The body of a `try`, during which an exception has somebody to go to."""
+        self.handlers += bool(stmt.handlers)
+        try:
+            return self.block(stmt.body, frame)
+        finally:
+            self.handlers -= bool(stmt.handlers)
 
     def do_match(self, stmt: p.Match, frame: Frame) -> str | None:
         subject = self.eval(stmt.subject, frame)
@@ -389,7 +397,7 @@ class Statements(Expressions):
         frame.result = self.eval(stmt.value, frame) if stmt.value is not None else None
         return RETURN
 
-    def do_raise(self, stmt: p.Raise, frame: Frame) -> str:
+    def do_raise(self, stmt: p.Raise, frame: Frame) -> None:
         if not self.run.backwards and not self.choices and len(self.world.avoiding) < MAX_AVOIDED:
             # Answers that were right one by one do not go together: give the last one up.
             for guard in reversed(self.guards):
@@ -397,6 +405,9 @@ class Statements(Expressions):
                 if known is not None and guard.key not in self.world.avoiding:
                     self.world.avoiding[guard.key] = not known.value
                     raise Restart
+        if self.loops and not self.handlers and self.guards and not self.guards[-1].unknown:
+            # A program that is run as it stands does not fail: it was the abstract numbers that led here.
+            return
         raise PyRaise("Exception")
 
     def do_delete(self, stmt: p.Delete, frame: Frame) -> None:

@@ -16,6 +16,10 @@ _DATA_SIZE = word_set("size shape numel __len__ nelement")
 _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
 
 
+# Clips, reads or completes gradients: a constant scale of them stays as it is.
+_LEAVES_GRADIENTS = word_set(
+    "clip norm none missing check log print plot track stats has is get compute histogram nan inf"
+)
 _NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
 
 
@@ -113,7 +117,7 @@ class Unknown(Modules):
                 self.event("opaque", span, what=what, value=one)
                 return
         words = set(names.words(what))
-        if words & _GRADIENT_WORDS and "clip" not in words:
+        if words & _GRADIENT_WORDS and not words & _LEAVES_GRADIENTS:
             owners = NOBODY.union(
                 *(self.owners_of(one) for one in values if type(one) in (Module, Instance, ParamSet, Opaque))
             )
