@@ -35,6 +35,7 @@ BY_HAND = {
     "ACC004/bad_plateau_per_micro_batch": "the metric has to change",
     "ACC004/bad_plateau_per_update": "the metric has to change",
     "ACC004/bad_restarts_sized_in_micro_batches": "resizing is unsafe",
+    "ACC004/bad_samples_over_batch_size": "resizing is unsafe",
     "ACC004/bad_warmup_of_one_epoch": "resizing is unsafe",
     "ACC005/bad_evaluation_over_slices": "nothing calls backward",
     "ACC005/bad_predictions_with_graph": "nothing calls backward",
