@@ -351,7 +351,8 @@ class Expressions(Conditions):
             self.store_attribute(self.eval(target.value, frame), target.name, value, target.span)
         elif kind is p.Index:
             assert isinstance(target, p.Index)
-            self.store_item(self.eval(target.value, frame), self.eval(target.index, frame), value, target.span)
+            base, index = self.eval(target.value, frame), self.eval(target.index, frame)
+            self.store_item(base, index, value, target.span, text(target.value))
         elif kind is p.Sequence:
             assert isinstance(target, p.Sequence)
             self.unpack(target.items, value, frame)

@@ -158,23 +158,39 @@ class Items(Iteration):
             return self.parameters.setdefault(index.owner, index)
         return index if type(index) is Opaque else f"<{self.key(index)}>"
 
-    def store_item(self, base: Value, index: Value, value: Value, span: Span) -> None:
+    def store_item(self, base: Value, index: Value, value: Value, span: Span, target: str) -> None:
         if isinstance(base, dict):
             key = self.dict_key(index)
             try:
                 base[self.key(key) if type(key) is Opaque else key] = value
             except TypeError:
                 return
-            self.watch_kept(span, value, list(base.values()))
+            self.watch_kept(span, value, list(base.values()), target)
         elif isinstance(base, list):
             at = numeric(index)
             if at is not None and base and -len(base) <= at < len(base):
                 base[int(at)] = value
             elif at is not None and len(base) < 64:
                 base.append(value)
-            self.watch_kept(span, value, base)
+            self.watch_kept(span, value, base, target)
+        elif type(base) is Tensor:
+            self.write_item(base, value, span, target)
         elif type(base) in (Opaque, Instance):
             base.attrs[f"[{self.key(index)}]"] = value
+
+    def write_item(self, base: Tensor, value: Value, span: Span, target: str) -> None:
+        """Written into a tensor: the graph of what was there before stays, even where it is overwritten."""
+        if type(value) is Opaque and self.is_loss_like(value):
+            value = self.as_loss(value, span)
+        if type(value) is Tensor and value.graph and value.terms:
+            if base.terms is None and any(one > 0 for one in base.batch):
+                return
+            base.name = base.name or target
+            self.changed(base, self.scaled(self.tensor_binary("+", base, value, span, True), 1, sure=False), span)
+        elif type(value) in (Tensor, Opaque) and value.graph and self.grad_enabled and base.terms is None:
+            base.owners |= self.graph_owners(value)
+            base.graph = True
+            base.batch |= value.batch
 
     def list_method(self, owner: list[Value], name: str, args: list[Value], expr: p.Call, frame: Frame) -> Value:
         span = expr.span

@@ -287,6 +287,15 @@ class Losses(Ownership):
                 return base.get(target.index.value)
         return None
 
+    def changed(self, owner: Tensor, result: Value, span: Span) -> Value:
+        """A tensor changed in place: every name of it sees the result."""
+        if type(result) is not Tensor or result is owner:
+            return owner
+        for part in ("owners", "graph", "terms", "reduction", "sure", "divisors", "batch"):
+            setattr(owner, part, getattr(result, part))
+        self.watch_growth(span, owner.name if owner.name[:1] != "<" else "", owner)
+        return owner
+
     def watch_growth(self, span: Span, target: str, value: Tensor) -> None:
         """A tensor with a graph that holds loss terms of several iterations."""
         if not value.graph or not value.terms or len(value.terms) < 2:

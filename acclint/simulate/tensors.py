@@ -105,15 +105,6 @@ class Tensors(Attributes):
             value.divisors,
         )
 
-    def changed(self, owner: Tensor, result: Value, span: Span) -> Value:
-        """A tensor changed in place: every name of it sees the result."""
-        if type(result) is not Tensor or result is owner:
-            return owner
-        for part in ("owners", "graph", "terms", "reduction", "sure", "divisors", "batch"):
-            setattr(owner, part, getattr(result, part))
-        self.watch_growth(span, owner.name if owner.name[:1] != "<" else "", owner)
-        return owner
-
     def chunks(self, value: Value, name: str, args: list[Value], span: Span, dim: Value = None) -> Value:
         """chunk/split of a batch: a list of micro-batches; along another axis, parts of the same samples."""
         axis = numeric(dim if dim is not None else args[1] if len(args) > 1 else 0)
