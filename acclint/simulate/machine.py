@@ -58,9 +58,12 @@ class Machine(Statements):
         if kind is v.Partial:
             return self.call(callee.func, [*callee.args, *args], {**dict(callee.keywords), **keywords}, expr, frame)
         result = self.library_call(callee, args, keywords, expr, frame)
-        if type(result) is Opaque and result.graph and keywords.get("num_items_in_batch") is not None:
-            # transformers' models divide the sum of their loss by it: perhaps by the items of the whole window.
-            result.attrs["<by items>"] = True
+        if type(result) is Opaque and result.graph:
+            if keywords.get("num_items_in_batch") is not None:
+                # transformers' models divide the sum of their loss by it: perhaps by the items of the whole window.
+                result.attrs["<by items>"] = True
+            elif keywords.get("return_loss") is True:
+                result.hint = "output"
         return result
 
     def call_value(self, callee: Value, args: list[Value], span: Span) -> Value:
