@@ -155,7 +155,7 @@ class Statements(Expressions):
         return signal
 
     def note_frozen(self, stmt: p.For, parameters: ParamSet, frame: Frame) -> None:
-        """`for p in net.parameters(): p.requires_grad = False`, without a test: nothing of the net has a gradient."""
+        """`for p in net.parameters(): p.requires_grad = flag`, without a test: where False, no part has a gradient."""
         target = stmt.target.items[-1] if isinstance(stmt.target, p.Sequence) and stmt.target.items else stmt.target
         if self.scanner.scan(stmt.body).jumps:
             return
@@ -163,8 +163,11 @@ class Statements(Expressions):
             value: Value = None
             if isinstance(inner, p.Assign) and text(inner.targets[0]) == f"{text(target)}.requires_grad":
                 value = self.eval(inner.value, frame)
-            elif isinstance(inner, p.Do) and text(inner.value) == f"{text(target)}.requires_grad_(False)":
-                value = False
+            elif isinstance(inner, p.Do) and isinstance(inner.value, p.Call):
+                call = inner.value
+                given = [*call.args, *(value for name, value in call.keywords if name == "requires_grad")]
+                if text(call.func) == f"{text(target)}.requires_grad_" and len(given) == 1:
+                    value = self.eval(given[0], frame)
             if value is False:
                 self.frozen |= parameters.owners
 
