@@ -833,6 +833,14 @@ def _field(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
     return m.call_value(factory, [], span) if factory is not None else None
 
 
+def _replace(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    return (
+        v.replaced(args[0], keywords)
+        if args and type(args[0]) is Instance
+        else m.opaque(f"value:{span.row}", "<value>")
+    )
+
+
 def _arithmetic(op: str) -> Handler:
     """torch.div and torch.mul of two values."""
 
@@ -891,6 +899,7 @@ FUNCTIONS: dict[str, Handler] = {
     "argparse.Namespace": _namespace,
     "types.SimpleNamespace": _namespace,
     "dataclasses.field": _field,
+    "dataclasses.replace": _replace,
     "sys.exit": _exit,
     "os._exit": _exit,
     "apex.amp.initialize": _apex_initialize,
