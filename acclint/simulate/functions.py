@@ -746,12 +746,20 @@ def _cycle(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
         """0 to k - 1 again and again is a counter's remainder."""
         return item if period is None else Num(numeric(item), NO_ROOTS, span, (period, roots_of(stop), item, NOWHERE))
 
+    def flagged(at: int, item: Value) -> Value:
+        """One flag of several is up: the same test as that of a counter's remainder."""
+        return Num(int(item), NO_ROOTS, span, (len(source), NO_ROOTS, at, NOWHERE)) if flags else item
+
+    flags = isinstance(source, list) and len(source) > 1 and all(isinstance(one, bool) for one in source)
+    flags = flags and sum(source) in (1, len(source) - 1)
+
     def pull() -> Any:
         for _ in range(64):
             empty = True
-            for item in m.stream(source, span).pull if not isinstance(source, list) else list(source):
+            items = m.stream(source, span).pull if not isinstance(source, list) else list(source)
+            for at, item in enumerate(items):
                 empty = False
-                yield counted(item)
+                yield flagged(at, counted(item))
             if empty:
                 return
 
@@ -768,9 +776,13 @@ def _count(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
 
 
 def _repeat(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    if len(args) > 1:
-        return Range(0, args[1], 1)
-    return _count(m, [], {}, span)
+    times = args[1] if len(args) > 1 else keywords.get("times")
+    if times is None:
+        return _count(m, [], {}, span)
+    count = numeric(times)
+    if count is not None and args and isinstance(args[0], (bool, int)):
+        return [args[0]] * min(max(int(count), 0), 64)
+    return Range(0, times, 1)
 
 
 def _chain(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
