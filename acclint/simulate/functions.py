@@ -963,6 +963,7 @@ FUNCTIONS: dict[str, Handler] = {
     "torch.utils.data.Subset": _subset,
     "torch.utils.data.random_split": _random_split,
     "torch.arange": _arange,
+    "torch.randperm": _arange,
     "torch.linspace": _create,
     "torch.randint": _randint,
     "torch.manual_seed": _none,
