@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from acclint import program as p
@@ -443,6 +444,22 @@ class Statements(Expressions):
                 made.kind = last[:-6]
             elif last in ("contextmanager",):
                 made.kind = "context"
+        return made if made.kind or not stmt.decorators else self.decorated(made, stmt.decorators, frame)
+
+    def decorated(self, made: Value, decorators: tuple[p.Expr, ...], frame: Frame) -> Value:
+        """What the decorators of the file make of a function or class: a wrapper counts if it trains."""
+        for decorator in reversed(decorators):
+            callee = decorator.func if isinstance(decorator, p.Call) else decorator
+            root = callee
+            while isinstance(root, p.Attr):
+                root = root.value
+            if not isinstance(root, p.Name) or type(self.eval(root, frame)) not in (Closure, ClassValue, Instance):
+                continue
+            with suppress(PyRaise):
+                wrapper = self.eval(decorator, frame)
+                result = self.call_value(wrapper, [made], decorator.span) if type(wrapper) is Closure else None
+                if type(result) is Closure and self.scanner.has_events(result.function.body):
+                    made = result
         return made
 
     def do_class(self, stmt: p.Class, frame: Frame) -> None:
@@ -474,6 +491,8 @@ class Statements(Expressions):
                             value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
                         cls.members[target.id] = body.vars[target.id] = value
         frame.vars[stmt.name] = cls
+        if stmt.decorators:
+            self.decorated(cls, stmt.decorators, frame)
 
 
 def _around_yield(body: tuple[p.Stmt, ...]) -> tuple[tuple[p.Stmt, ...], p.Expr | None, tuple[p.Stmt, ...]]:
