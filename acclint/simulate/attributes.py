@@ -117,6 +117,7 @@ class Attributes(Items):
             Stream,
             v.LossFunction,
             v.Bound,
+            v.Exits,
             Closure,
         ):
             return v.Bound(value, name)

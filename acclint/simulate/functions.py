@@ -905,6 +905,7 @@ FUNCTIONS: dict[str, Handler] = {
     "collections.OrderedDict": _dict,
     "contextlib.nullcontext": lambda m, args, keywords, span: ("null", args[0] if args else None),
     "contextlib.suppress": _null,
+    "contextlib.ExitStack": lambda m, args, keywords, span: v.Exits(),
     "copy.deepcopy": _deepcopy,
     "copy.copy": _same,
     "argparse.ArgumentParser": _parser,

@@ -33,6 +33,8 @@ from acclint.simulate.world import Restart, Stop
 MAX_AVOIDED = 4
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
+Leave = Callable[[], object]
+
 
 class Statements(Expressions):
     """The statements of the small program."""
@@ -277,7 +279,16 @@ class Statements(Expressions):
         return signal
 
     def do_with(self, stmt: p.With, frame: Frame) -> str | None:
-        exits: list[Callable[[], None]] = []
+        exits = self.entered(stmt, frame)
+        try:
+            return self.block(stmt.body, frame)
+        finally:
+            for leave in reversed(exits):
+                leave()
+
+    def entered(self, stmt: p.With, frame: Frame) -> list[Leave]:
+        """Enter the items of a `with`: what to do on leaving, the last one first."""
+        exits: list[Leave] = []
         for manager, target in stmt.items:
             value = self.eval(manager, frame)
             bound, leave = self.enter(value, manager)
@@ -285,13 +296,9 @@ class Statements(Expressions):
                 exits.append(leave)
             if target is not None:
                 self.assign(target, bound, frame)
-        try:
-            return self.block(stmt.body, frame)
-        finally:
-            for leave in reversed(exits):
-                leave()
+        return exits
 
-    def enter(self, value: Value, manager: p.Expr) -> tuple[Value, Callable[[], None] | None]:
+    def enter(self, value: Value, manager: p.Expr) -> tuple[Value, Leave | None]:
         """Enter a `with` item: what `as` binds, and what to do on leaving."""
         if isinstance(value, tuple) and value and isinstance(value[0], str):
             what = value[0]
@@ -312,6 +319,8 @@ class Statements(Expressions):
                 return self.enter_generator(value[1], value[2], manager.span)
             return (value[1] if len(value) > 1 else None), None
         kind = type(value)
+        if kind is v.Exits:
+            return value, lambda: self.unwind(value)
         if kind is Instance:
             method = self.member(value.cls, "__enter__")
             leave = self.member(value.cls, "__exit__")
@@ -333,23 +342,77 @@ class Statements(Expressions):
             return self.enter(("grad", False), manager)
         return value, None
 
-    def enter_generator(self, closure: Closure, frame: Frame, span: Span) -> tuple[Value, Callable[[], None] | None]:
-        """A @contextmanager function of the file: what stands before its yield, the value, and what stands behind."""
-        before, value, after = _around_yield(closure.function.body)
-        function = closure.function
+    def unwind(self, exits: v.Exits) -> None:
+        """Do what an ExitStack was told, the last first."""
+        while exits.leave:
+            exits.leave.pop()()
 
-        def part(body: tuple[p.Stmt, ...]) -> None:
-            self.stack.append(function)
+    def exits_method(
+        self, owner: v.Exits, name: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        if name == "enter_context" and args:
+            bound, leave = self.enter(args[0], expr)
+            if leave is not None:
+                owner.leave.append(leave)
+            return bound
+        if name in ("callback", "push") and args:
+            callee, given = args[0], args[1:] if name == "callback" else [None, None, None]
+            owner.leave.append(lambda: self.call(callee, given, keywords, expr, frame))
+            return callee
+        if name == "close":
+            self.unwind(owner)
+        if name == "pop_all":
+            made = v.Exits()
+            made.leave, owner.leave = owner.leave, []
+            return made
+        return None
+
+    def enter_generator(self, closure: Closure, frame: Frame, span: Span) -> tuple[Value, Leave | None]:
+        """A @contextmanager function of the file: what stands before its yield, the value, and what stands behind."""
+
+        def within(work: Callable[[], Any]) -> Any:
+            self.stack.append(closure.function)
             self.path.append(span)
             try:
-                self.block(body, frame)
+                return work()
             finally:
                 self.stack.pop()
                 self.path.pop()
 
-        part(before)
-        bound = self.eval(value, frame) if value is not None else None
-        return bound, (lambda: part(after)) if after else None
+        bound, leave = within(lambda: self.until_yield(closure.function.body, frame))
+        return bound, (lambda: within(leave)) if leave is not None else None
+
+    def until_yield(self, body: tuple[p.Stmt, ...], frame: Frame) -> tuple[Value, Leave | None]:
+        """Run a body up to its yield, into the blocks around it: the value that it yields, and what runs on leaving."""
+        at = next((at for at, stmt in enumerate(body) if _yields(stmt)), len(body))
+        signal = self.block(body[:at], frame)
+        if signal is not None or at == len(body):
+            return None, None
+        stmt, behind = body[at], body[at + 1 :]
+        leaving: list[Leave] = [lambda: self.block(behind, frame)] if behind else []
+        bound: Value = None
+        inner: tuple[p.Stmt, ...] = ()
+        if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Yield):
+            bound = self.eval(stmt.value.value, frame) if stmt.value.value is not None else None
+        elif isinstance(stmt, p.With):
+            leaving += self.entered(stmt, frame)
+            inner = stmt.body
+        elif isinstance(stmt, p.Try):
+            final = stmt.final
+            leaving += [lambda: self.block(final, frame)] if final else []
+            inner = stmt.body
+        elif isinstance(stmt, p.If):
+            outcome, _ = self.condition(stmt.test, frame, lambda: True, stmt)
+            inner = stmt.body if outcome else stmt.orelse
+        if inner:
+            bound, leave = self.until_yield(inner, frame)
+            leaving += [leave] if leave is not None else []
+
+        def out() -> None:
+            for one in reversed(leaving):
+                one()
+
+        return bound, out if leaving else None
 
     def do_try(self, stmt: p.Try, frame: Frame) -> str | None:
         signal = None
@@ -495,17 +558,13 @@ class Statements(Expressions):
             self.decorated(cls, stmt.decorators, frame)
 
 
-def _around_yield(body: tuple[p.Stmt, ...]) -> tuple[tuple[p.Stmt, ...], p.Expr | None, tuple[p.Stmt, ...]]:
-    """Split a context manager's body at its yield: statements before, the yielded value, statements behind."""
-    for at, stmt in enumerate(body):
-        if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Yield):
-            return body[:at], stmt.value.value, body[at + 1 :]
-        if isinstance(stmt, (p.Try, p.With)):
-            before, value, after = _around_yield(stmt.body)
-            if len(before) < len(stmt.body):
-                final = stmt.final if isinstance(stmt, p.Try) else ()
-                return (*body[:at], *before), value, (*after, *final, *body[at + 1 :])
-    return body, None, ()
+def _yields(stmt: p.Stmt) -> bool:
+    """Whether a statement of a context manager's function is its yield, or a block around it."""
+    if isinstance(stmt, p.Do):
+        return isinstance(stmt.value, p.Yield)
+    if isinstance(stmt, p.If):
+        return any(map(_yields, (*stmt.body, *stmt.orelse)))
+    return isinstance(stmt, (p.Try, p.With)) and any(map(_yields, stmt.body))
 
 
 def _catches(kind: p.Expr | None, name: str) -> bool:
