@@ -57,6 +57,68 @@ def test_k_is_known_by_its_name_or_by_its_use(k: str) -> None:
     assert "ACC001" not in codes(LOOP.format(division=f" / ({k})", k=f"({k})"))
 
 
+FROZEN_BY_A_FLAG = """\
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as bce
+
+
+def freeze(module, flag):
+    for p in module.parameters():
+        p.requires_grad_(not flag)
+
+
+torch.manual_seed(0)
+G, D = nn.Linear(3, 2), nn.Linear(2, 1)
+g_opt = torch.optim.Adam(G.parameters(), lr=1e-3)
+d_opt = torch.optim.Adam(D.parameters(), lr=1e-3)
+ones = torch.ones(8, 1)
+for turn in range(32):
+    noise = torch.randn(8, 3)
+    (bce(D(torch.randn(8, 2)), ones) / 4).backward()
+    if turn % 4 == 3:
+        d_opt.step()
+        d_opt.zero_grad()
+    freeze(D, True)
+    (bce(D(G(noise)), ones) / 2).backward()
+    freeze(D, False)
+    if turn % 2 == 1:
+        g_opt.step()
+        g_opt.zero_grad()
+"""
+PLAN_OF_FLAGS = """\
+import os
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+torch.manual_seed(0)
+plan = os.environ.get("UPDATE_PLAN", "0 0 0 1").split()
+k = 4
+net = nn.Linear(6, 1)
+opt = torch.optim.SGD(net.parameters(), lr=0.05)
+for i, (x, y) in enumerate(DataLoader(TensorDataset(torch.randn(64, 6), torch.randn(64, 1)), batch_size=4)):
+    (nn.functional.mse_loss(net(x), y) / k).backward()
+    if plan[i % k] == "1":
+        opt.step()
+        opt.zero_grad()
+"""
+
+
+@pytest.mark.parametrize("text", [FROZEN_BY_A_FLAG, PLAN_OF_FLAGS])
+def test_a_flag_freezes_and_a_table_of_flags_is_a_window_test(text: str) -> None:
+    assert not codes(text)
+
+
+def test_a_setting_of_an_imported_file_is_not_always_true() -> None:
+    text = LOOP.format(division="", k="args.accum").replace("import torch\n", "import torch\nimport config\n")
+    step = "            loss = my"
+    skipped = text.replace(step, f"            if config.skip:\n                continue\n{step}")
+    assert skipped != text
+    assert "ACC001" in codes(skipped)
+
+
 def test_a_window_of_one_is_no_accumulation() -> None:
     assert codes(LOOP.format(division="", k="1")) == set()
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from acclint.findings import Finding, LoopReport
-from acclint.probe import Measurement
-from acclint.probe.windows import Window, usual_size, windows
+from acclint.probe import Measurement, Term
+from acclint.probe.windows import Window, bands, usual_size, windows
 
 TOLERANCE = 1e-2  # relative, of a cell; real factors are 2 and more
 
@@ -94,15 +94,50 @@ def _compare(
     return Agreement(optimizer, loop, tuple(predicted[:count]), tuple(measured[:count])) if count else None
 
 
-def relative_row(window: Window, size: int) -> tuple[float, ...]:
-    """The contributions of the calls of an update and of older ones that are in it; 1 is right in windows of `size`."""
+def relative_row(window: Window, size: int, *, by_element: bool = False) -> tuple[float, ...]:
+    """The contributions of the calls of an update and of older ones that are in it; 1 is right in windows of `size`.
+
+    With `by_element` also where the losses of the window are together the mean over its elements, whatever their sizes.
+    """
+    elements = _elements_of_a_mean(window) if by_element else 0.0
     row = []
     for call in sorted({*window.stale, *window.fresh}):
         terms = window.terms(call)
-        weight = sum(term.weight for term in terms) / len(terms) if terms else 1.0
-        right = 1 if terms and terms[0].reduction == "sum" else max(size, 1)
+        summed = bool(terms) and terms[0].reduction == "sum"
+        right = 1.0 if summed else max(size, 1)
+        weight = _weight(terms)
+        if elements and call in window.main:
+            weight, right = abs(terms[0].per_element or 0.0), elements
         row.append(window.factor(call) * weight * right)
     return tuple(row)
+
+
+def _weight(terms: Sequence[Term]) -> float:
+    """What a micro-batch of a call weighs: of several terms of one model call the largest, of a difference one side."""
+    sides: dict[int, dict[tuple[int, ...], float]] = {}
+    for term in terms:
+        side = sides.setdefault(-1 if term.weight < 0 else 1, {})
+        side[term.forwards] = max(side.get(term.forwards, 0.0), abs(term.weight))
+    means = {sign: sum(side.values()) / len(side) for sign, side in sides.items()}
+    if len(means) == 1:
+        return next(sign * mean for sign, mean in means.items())
+    return max(means.values(), default=1.0)
+
+
+def _elements_of_a_mean(window: Window) -> float:
+    """How many elements a window has whose losses are together the mean over them: sums, or means of unlike size.
+
+    0 for other windows: there the number of micro-batches is what a mean is divided by.
+    """
+    terms = [term for call in window.main for term in window.terms(call)]
+    if len(terms) != len(window.main) or any(not term.elements or not term.per_element for term in terms):
+        return 0.0
+    counts = [float(term.elements or 0.0) for term in terms]
+    whole = sum(counts)
+    share = [abs(window.factor(call) * (window.terms(call)[0].per_element or 0.0)) * whole for call in window.main]
+    alike = len(set(counts)) == 1 and not any(term.reduction == "sum" for term in terms)
+    equal, _ = bands(window.measured.precision)
+    return 0.0 if alike or any(abs(one - 1) > equal for one in share) else whole
 
 
 def _is_about(

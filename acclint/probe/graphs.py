@@ -6,6 +6,7 @@ import ast
 import gc
 import inspect
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -60,23 +61,25 @@ class Graphs:
                 growing, holder = True, found
         return {"growing": growing, "holder": holder}
 
-    def mark(self, node: Any, forward: int | None) -> bool:
-        metadata = metadata_of(node)
-        if SENTINEL in metadata:
+    def mark(self, nodes: Sequence[Any], forward: int | None) -> bool:
+        """Mark what a call made with one sentinel: its graph is alive as long as one of these nodes is."""
+        new = [metadata for metadata in map(metadata_of, nodes) if SENTINEL not in metadata]
+        if not new:
             return False
         sentinel = Sentinel(forward)
-        metadata[SENTINEL] = sentinel
+        for metadata in new:
+            metadata[SENTINEL] = sentinel
         self.alive.add(sentinel)
         return True
 
     def after_forward(self, output: Any) -> None:
-        """A model was called (not from inside another one)."""
-        tensors = list(graph_tensors(output))
+        """A model was called (not from inside another one). Any of its outputs may be what a loss is made of."""
+        tensors = list(graph_tensors(output, objects=True))
         if not tensors or all(t.numel() == 1 and LOSS in metadata_of(t.grad_fn) for t in tensors):
             return  # without gradients, or a loss module
         forward = self.forwards
         self.forwards += 1
-        if self.mark(tensors[0].grad_fn, forward):
+        if self.mark([tensor.grad_fn for tensor in tensors], forward):
             self.count("forward", self.places.place()[1], self.places.site())
 
     def count(self, kind: str, line: int, site: tuple[int, ...]) -> None:

@@ -596,7 +596,7 @@ class Ledger:
         call.scale = scales.pop() if len(scales) == 1 else 1.0
         if not any(probe.forwards for probe in call.probes):
             for node in nodes:
-                self.graphs.mark(node, None)
+                self.graphs.mark([node], None)
         self._watch_leaves(call)
         self.current = call
         return call

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 # Keys in the metadata of a node: what loss made it, the GradScaler's factor, and whether its graph is alive.
 LOSS, SCALE, SENTINEL = "acclint.loss", "acclint.scale", "acclint.graph"
@@ -33,8 +33,8 @@ def output_size(node: Any, index: int) -> int:
     return math.prod(int(n) for n in metadata[index].shape)
 
 
-def graph_tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Tensors with a graph in an output: a tensor, or containers of tensors."""
+def graph_tensors(value: Any, depth: int = 0, objects: bool = False) -> Iterator[Tensor]:
+    """Tensors with a graph in an output: a tensor, containers of tensors, with `objects` a distribution or the like."""
     if isinstance(value, Tensor):
         if value.grad_fn is not None:
             yield value
@@ -45,10 +45,12 @@ def graph_tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
             inner = list(value)
         elif hasattr(value, "__dataclass_fields__"):
             inner = list(vars(value).values()) if hasattr(value, "__dict__") else ()
+        elif objects and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module)):
+            inner = list(vars(value).values())
         else:
             return
         for item in inner:
-            yield from graph_tensors(item, depth + 1)
+            yield from graph_tensors(item, depth + 1, objects)
 
 
 def number(value: Any) -> float | None:

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import torch
 
@@ -59,9 +59,10 @@ class Places:
         return "", 0
 
     def site(self) -> tuple[int, ...]:
-        lines = []
+        """The lines of the innermost four frames; of a function that calls itself, the innermost one only."""
+        lines: dict[CodeType, int] = {}
         for frame in self.frames():
-            lines.append(frame.f_lineno)
+            lines.setdefault(frame.f_code, frame.f_lineno)
             if len(lines) == 4:
                 break
-        return tuple(lines)
+        return tuple(lines.values())

@@ -37,9 +37,12 @@ class Reading:
 Check = Callable[[Measurement, int, list[Window]], Reading]
 
 
-def read(code: str, measured: Measurement, optimizers: Sequence[int]) -> Reading:
-    """The reading for some optimizers together: shown if one shows it, absent only if all show its absence."""
-    check = CHECKS[code]
+def read(code: str, measured: Measurement, optimizers: Sequence[int], *, alone: bool = False) -> Reading:
+    """The reading for some optimizers together: shown if one shows it, absent only if all show its absence.
+
+    `alone` asks for a reading that is sure enough without a finding of the source.
+    """
+    check = CERTAIN.get(code, CHECKS[code]) if alone else CHECKS[code]
     if code == "ACC014" and not measured.optimizers:
         return _summed_without_optimizer(measured)
     if code == "ACC005" and not measured.optimizers:
@@ -86,14 +89,19 @@ def _places(window: Window) -> tuple[int, str]:
 def not_divided(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
     """Most windows hold several micro-batches, and each of their mean losses weighs 1 instead of 1/k."""
 
-    def whole(window: Window) -> bool:
-        return window.size > 1 and window.means and all(window.is_factor(weight, 1.0) for weight in window.weights)
+    def whole(window: Window) -> list[float]:
+        """The weights, if each is 1."""
+        if window.size < 2 or not window.means:
+            return []
+        either = (window.weights, window.largest)
+        return next((one for one in either if all(window.is_factor(weight, 1.0) for weight in one)), [])
 
-    if found and _most([whole(w) for w in found]):
+    if found and _most([bool(whole(w)) for w in found]):
         window = next(w for w in found if whole(w))
+        total = sum(whole(window))
         text = (
-            f"the weights of {window.size} mean losses sum to {window.total:.3f} in an update: the gradient is"
-            f" {window.total:.2f}x that of their mean"
+            f"the weights of {window.size} mean losses sum to {total:.3f} in an update: the gradient is"
+            f" {total:.2f}x that of their mean"
         )
         return Reading(True, text, *_places(window))
     return _right_sum(measured, optimizer, found)
@@ -286,8 +294,10 @@ def windows_shifted(measured: Measurement, optimizer: int, found: list[Window]) 
         return window.means and window.explained and divided and window.different
 
     never = hardly_ever_updated(measured, optimizer, found)
-    if not found and never.shown:
-        return never
+    if never.shown:  # with one update there is no other to be shifted against
+        return Reading(True if not found else None, never.text)
+    if found and max(window.size for window in found) == 1:
+        return Reading(None, _undecided(measured, optimizer, found))
     answers = [wrong(w) for w in found]
     sizes = [window.size for window in found]
     if answers and (answers[0] or sum(answers) * 3 >= len(answers)):
@@ -457,6 +467,58 @@ def one_backward_for_a_window(measured: Measurement, optimizer: int, found: list
         )
     return Reading(None, "no update was seen" if not found else "the backward calls hold one loss each")
 
+
+# --- what a run may say without a finding of the source: where the numbers leave no other intention open ---
+
+
+def first_window_cut(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """The first update holds one micro-batch, divided for as many as each of the others holds."""
+    size = usual_size(found)
+    rest = found[1:-1]  # the last one may be cut short
+    if len(rest) < 2 or size < 2 or found[0].size != 1 or any(window.size != size for window in rest):
+        return Reading(None, "the first update is as long as the others")
+    if not _divided_alike(found[0], rest):
+        return Reading(None, "the first update is no mean that is divided like the others")
+    return windows_shifted(measured, optimizer, found)
+
+
+def only_one_sent_backward(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Each update holds one loss divided by k, and k - 1 losses of the same place were never sent backward."""
+    reading = losses_without_backward(measured, optimizer, found)
+    weights = [window.weights[0] for window in found if window.size == 1 and window.means and window.explained]
+    if not reading.shown or len(weights) != len(found) or len(found) < 2 or weights[0] <= 0:
+        return Reading(None, reading.text)
+    k = round(1 / weights[0])
+    fits = k > 1 and all(window.is_factor(weight, 1 / k) for window, weight in zip(found, weights, strict=True))
+    terms = [term for call in measured.backwards for term in call.data_terms(optimizer)]
+    used = {forward for term in terms for forward in term.forwards}
+    if not fits or len(used) != len(found) or max(used) + 1 != k * len(found):
+        return Reading(None, reading.text)
+    call = measured.backwards[found[0].main[0]]
+    return Reading(True, f"{reading.text}, and the others weigh 1/{k}", call.line, call.file)
+
+
+def short_rest(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """The updates at the ends of epochs hold fewer micro-batches than all others, and are divided like those."""
+    size = usual_size(found)
+    rest = [window for window in found if window.size != size]
+    others = [window for window in found if window.size == size]
+    if len(rest) < 2 or len(others) < 2 or not all(_divided_alike(window, others) for window in rest):
+        return Reading(None, "no update is cut short")
+    reading = tail_left_over(measured, optimizer, found)
+    return reading if reading.line else Reading(None, reading.text)
+
+
+def _divided_alike(short: Window, others: Sequence[Window]) -> bool:
+    """Whether a window does not sum to 1 since its losses weigh what those of the others do, which do sum to 1."""
+    if not (short.means and short.explained and short.different and short.total < 1):
+        return False
+    weight = others[0].weights[0]
+    alike = all(short.is_factor(one, weight) for window in (short, *others) for one in window.weights)
+    return alike and all(window.means and window.explained and window.full for window in others)
+
+
+CERTAIN: dict[str, Check] = {"ACC006": first_window_cut, "ACC007": short_rest, "ACC030": only_one_sent_backward}
 
 CHECKS: dict[str, Check] = {
     "ACC001": not_divided,

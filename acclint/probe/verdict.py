@@ -20,7 +20,7 @@ CONFIRMED, REFUTED, INCONCLUSIVE = "confirmed", "refuted", "inconclusive"
 NOT_REACHED, CRASHED = "not reached", "crashed"
 
 # What a run may say on its own: here the numbers leave no other intention open. Of the weights the first that is shown,
-_WEIGHTS = ("ACC014", "ACC002", "ACC015", "ACC001")
+_WEIGHTS = ("ACC014", "ACC002", "ACC015", "ACC001", "ACC030", "ACC006", "ACC007")
 _BESIDE = ("ACC005", "ACC003", "ACC017", "ACC011")  # and whatever else is.
 _TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}  # else info
 # Names and severities of what the source is not searched for.
@@ -146,7 +146,7 @@ class Run:
         for owner in range(len(self.measured.optimizers)):
             weights = () if owner in explained else _WEIGHTS
             for code in (*weights, *_BESIDE):
-                reading = read(code, self.measured, [owner])
+                reading = read(code, self.measured, [owner], alone=True)
                 if not reading.shown or code in told or self._intended(code, loops, judged):
                     continue
                 if code in _WEIGHTS and any(one.owners == (owner,) and one.finding.code in _WEIGHTS for one in found):
@@ -162,6 +162,13 @@ class Run:
             owners = range(len(self.measured.optimizers))
             sizes = {window.size for owner in owners for window in windows(self.measured, owner)}
             return any(_unscaled(row, size) for row in rows for size in sizes if size > 1)
+        if code in ("ACC006", "ACC007"):
+            predicted = [
+                [sum(map(bool, row)) for row in updates] for loop in loops for _, updates in loop.contributions
+            ]
+            # The windows that are shorter than the longest: the first one, or one of the others.
+            short = [[at for at, size in enumerate(one) if size < max(one)] for one in predicted]
+            return any(one[:1] == [0] and len(one) < 3 if code == "ACC006" else any(one) for one in short)
         if code == "ACC003":
             return any(one.finding.code == code for one in judged)
         if code == "ACC005":
@@ -217,7 +224,7 @@ def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str
         record = measured.optimizers[owner]
         seen = windows(measured, owner)
         size = usual_size(seen) or 1
-        updates = [list(relative_row(window, size)) for window in seen]
+        updates = [list(relative_row(window, size, by_element=True)) for window in seen]
         found.append({"owner": record.name, "optimizer": owner, "line": record.line, "k": size, "updates": updates})
     return found
 

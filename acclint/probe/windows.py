@@ -84,6 +84,13 @@ class Window:
         return [self.weight(call) for call in self.main]
 
     @property
+    def largest(self) -> list[float]:
+        """The weight of each micro-batch's largest term: a mean by hand has no line that tells it from another one."""
+        return [
+            self.factor(call) * max((abs(term.weight) for term in self.terms(call)), default=1.0) for call in self.main
+        ]
+
+    @property
     def total(self) -> float:
         """What the micro-batches weigh together; 1 is right for means."""
         return sum(self.weights)
@@ -97,10 +104,11 @@ class Window:
         """How far the weights are from summing up to 1, as is right for means.
 
         Several places may be branches for one loss, and several terms of one call may be several losses: then the sum
-        of all, or of one term each, may be meant.
+        of all, of one term each, or of the largest terms, may be meant.
         """
         one_each = sum(self.weight(call) / max(1, len(self.terms(call))) for call in self.main)
-        return min(abs(total - 1) for total in (self.total, sum(map(self.weight, self.fresh)), one_each))
+        totals = (self.total, sum(map(self.weight, self.fresh)), one_each, sum(self.largest))
+        return min(abs(total - 1) for total in totals)
 
     @property
     def full(self) -> bool:

@@ -112,8 +112,12 @@ def _divided(view: View) -> Report | None:
     """Divided by the accumulation steps, but every micro-batch updates."""
     divisors = []
     tested = _tested_divisors(view)
-    if any(guard.modulus is not None for window in view.closed if window.update for guard in window.update.guards):
+    guards = [guard for window in view.closed if window.update for guard in window.update.guards]
+    if any(guard.modulus is not None for guard in guards):
         return None
+    remainders = [span for guard in guards if guard.unknown for span in view.texts.moduli if inside(span, guard.span)]
+    if remainders:
+        return None  # `if plan[i % k]`: a window test, of which the text does not say when it is true.
     for window in view.closed:
         for backward in view.backwards(window):
             named = [one for one in backward.divisors if (one[1] or one[2] in tested) and float(one[0]) > 1]

@@ -127,6 +127,7 @@ class Attributes(Items):
             Stream,
             v.LossFunction,
             v.Bound,
+            v.Exits,
             Closure,
         ):
             return v.Bound(value, name)
@@ -179,6 +180,8 @@ class Attributes(Items):
             return found
         if name == "__dict__":
             return value.attrs
+        if name == "_replace":
+            return v.Bound(value, name)
         if value.owner is not None and (name in _MODULE_METHODS or name == "training"):
             return value.training if name == "training" else v.Bound(value, name)
         if self.is_lightning(value) and name in _LIGHTNING:

@@ -12,7 +12,7 @@ from acclint.simulate.core import Frame
 from acclint.simulate.methods import Methods
 from acclint.simulate.scan import plain_test, text
 from acclint.simulate.trace import Condition, Guard
-from acclint.simulate.values import Maybe, Num, Opaque, Stream, Tensor, Value, numeric, roots_of
+from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor, Value, numeric, roots_of
 
 _RESUMING = re.compile(
     r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST"
@@ -110,6 +110,10 @@ class Conditions(Methods):
             if known is not None and known.v != 0:
                 return True
             return self.choose(value.key, test.span, desired, stmt)
+        if kind is Imported:  # a setting of another file
+            if guard is not None:
+                guard.unknown, guard.key = True, value.path
+            return self.choose(value.path, test.span, desired, stmt)
         if kind is Tensor:
             # `if torch.isnan(loss): continue`
             key = text(test)

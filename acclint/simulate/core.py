@@ -314,5 +314,10 @@ class Core:
     def call_value(self, callee: Value, args: list[Value], span: Span) -> Value:
         raise NotImplementedError
 
+    def exits_method(
+        self, owner: v.Exits, name: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        raise NotImplementedError
+
     def invoke(self, closure: Closure, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         raise NotImplementedError

@@ -748,12 +748,20 @@ def _cycle(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
         """0 to k - 1 again and again is a counter's remainder."""
         return item if period is None else Num(numeric(item), NO_ROOTS, span, (period, roots_of(stop), item, NOWHERE))
 
+    def flagged(at: int, item: Value) -> Value:
+        """One flag of several is up: the same test as that of a counter's remainder."""
+        return Num(int(item), NO_ROOTS, span, (len(source), NO_ROOTS, at, NOWHERE)) if flags else item
+
+    flags = isinstance(source, list) and len(source) > 1 and all(isinstance(one, bool) for one in source)
+    flags = flags and sum(source) in (1, len(source) - 1)
+
     def pull() -> Any:
         for _ in range(64):
             empty = True
-            for item in m.stream(source, span).pull if not isinstance(source, list) else list(source):
+            items = m.stream(source, span).pull if not isinstance(source, list) else list(source)
+            for at, item in enumerate(items):
                 empty = False
-                yield counted(item)
+                yield flagged(at, counted(item))
             if empty:
                 return
 
@@ -770,9 +778,13 @@ def _count(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
 
 
 def _repeat(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    if len(args) > 1:
-        return Range(0, args[1], 1)
-    return _count(m, [], {}, span)
+    times = args[1] if len(args) > 1 else keywords.get("times")
+    if times is None:
+        return _count(m, [], {}, span)
+    count = numeric(times)
+    if count is not None and args and isinstance(args[0], (bool, int)):
+        return [args[0]] * min(max(int(count), 0), 64)
+    return Range(0, times, 1)
 
 
 def _chain(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -835,6 +847,14 @@ def _field(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
     return m.call_value(factory, [], span) if factory is not None else None
 
 
+def _replace(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    return (
+        v.replaced(args[0], keywords)
+        if args and type(args[0]) is Instance
+        else m.opaque(f"value:{span.row}", "<value>")
+    )
+
+
 def _arithmetic(op: str) -> Handler:
     """torch.div and torch.mul of two values."""
 
@@ -887,12 +907,14 @@ FUNCTIONS: dict[str, Handler] = {
     "collections.OrderedDict": _dict,
     "contextlib.nullcontext": lambda m, args, keywords, span: ("null", args[0] if args else None),
     "contextlib.suppress": _null,
+    "contextlib.ExitStack": lambda m, args, keywords, span: v.Exits(),
     "copy.deepcopy": _deepcopy,
     "copy.copy": _same,
     "argparse.ArgumentParser": _parser,
     "argparse.Namespace": _namespace,
     "types.SimpleNamespace": _namespace,
     "dataclasses.field": _field,
+    "dataclasses.replace": _replace,
     "sys.exit": _exit,
     "os._exit": _exit,
     "apex.amp.initialize": _apex_initialize,
@@ -944,6 +966,7 @@ FUNCTIONS: dict[str, Handler] = {
     "torch.utils.data.Subset": _subset,
     "torch.utils.data.random_split": _random_split,
     "torch.arange": _arange,
+    "torch.randperm": _arange,
     "torch.linspace": _create,
     "torch.randint": _randint,
     "torch.manual_seed": _none,

@@ -148,7 +148,7 @@ class Gradients(Updates):
             return None
         if name in ("zero_grad",):
             self.zero(owners, span, "zero_grad")
-        if name == "requires_grad_" and not (args and args[0] is False):
+        if name == "requires_grad_" and (args[0] if args else keywords.get("requires_grad", True)) is not False:
             self.set_requires_grad(owner.owner, True)
         if name == "register_hook" and args and type(args[0]) is Closure and self.hook_scales(owner, args[0], span):
             return self.opaque("handle", "handle")

@@ -102,6 +102,9 @@ class Items(Iteration):
                 return Tensor(value.owners, value.graph, size=size, batch=batch, reduction=value.reduction)
             if value.reduction == "stack" or value.terms is not None:
                 return value
+            if type(index) is Tensor and index.batch and not value.graph:
+                # Rows by their numbers: `x[order[i : i + n]]` are the data of that part of the order.
+                return Tensor(value.owners, size=index.size, batch=value.batch | index.batch)
             row = self.row(value, known=at is not None)
             if isinstance(at, int) and value.batch and not value.graph:
                 row.batch = value.batch | self.taken_row(value, at)

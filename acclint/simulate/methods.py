@@ -43,6 +43,8 @@ class Methods(Unknown):
             return self.opaque(f"{owner.name}.{name}()", "lr")
         if kind is Module or kind is Instance:
             return self.module_method(owner, name, args, keywords, expr, frame)
+        if kind is v.Exits:
+            return self.exits_method(owner, name, args, keywords, expr, frame)
         if kind is v.Scaler:
             return self.scaler_method(owner, name, args, keywords, span)
         if kind is v.Accelerator:

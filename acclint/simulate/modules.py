@@ -111,6 +111,8 @@ class Modules(Frameworks):
             return owner
         if name == "apply" or name in SAME:
             return owner
+        if name == "_replace" and type(owner) is Instance and not args:
+            return v.replaced(owner, keywords)
         if type(owner) is Instance and self.is_lightning(owner):
             return self.lightning_method(owner, name, args, keywords, span)
         return self.opaque(f"{owner.name}.{name}()", name)
@@ -125,9 +127,10 @@ class Modules(Frameworks):
         frame: Frame,
     ) -> Value:
         """`super().name(...)`: the method of a base class of the file, or what a torch module does."""
+        order = resolution_order(instance.cls)
         cls = frame.cls if frame.cls is not None else instance.cls
-        for base in cls.bases:
-            found = self.member(base, name) if type(base) is ClassValue else None
+        for base in order[order.index(cls) + 1 :] if cls in order else ():
+            found = base.members.get(name)
             if type(found) is Closure:
                 bound = Closure(
                     found.function,
@@ -142,6 +145,17 @@ class Modules(Frameworks):
         if instance.owner is not None and name in ("train", "eval", "zero_grad", "parameters", "named_parameters"):
             return self.module_method(instance, name, args, keywords, expr, frame)
         return self.opaque(f"<super>.{name}()", name)
+
+
+def resolution_order(cls: ClassValue) -> list[ClassValue]:
+    """A class and its bases of the file in the order of method resolution: a shared base behind all that have it."""
+    order: list[ClassValue] = []
+    pending = [cls]
+    while pending and len(order) < 64:
+        one = pending.pop()
+        order = [*(other for other in order if other is not one), one]
+        pending += [base for base in reversed(one.bases) if type(base) is ClassValue]
+    return order
 
 
 def modules_in(values: list[Value]) -> list[Any]:

@@ -308,11 +308,19 @@ class Scanner:
 
 
 def _assigned(stmt: p.Stmt) -> list[p.Expr]:
-    """What a statement assigns to, the items of a tuple each."""
+    """What a statement assigns to, the items of a tuple each; of `state = state._replace(n=...)` also `state.n`."""
     if isinstance(stmt, p.Augment):
         return [stmt.target]
-    targets = stmt.targets if isinstance(stmt, p.Assign) else ()
-    return [one for target in targets for one in (target.items if isinstance(target, p.Sequence) else (target,))]
+    if not isinstance(stmt, p.Assign):
+        return []
+    found = [one for target in stmt.targets for one in (target.items if isinstance(target, p.Sequence) else (target,))]
+    value = stmt.value
+    if isinstance(value, p.Call) and value.keywords and len(found) == 1:
+        (target,) = found
+        known = {f"{text(target)}._replace", "replace", "dataclasses.replace"}
+        if text(value.func) in known and all(text(one) == text(target) for one in value.args):
+            found += [p.Attr(stmt.span, target, name) for name, _ in value.keywords if name is not None]
+    return found
 
 
 def _adds(stmt: p.Stmt) -> bool:

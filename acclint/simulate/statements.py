@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from acclint import program as p
@@ -31,6 +32,8 @@ from acclint.simulate.world import Restart, Stop
 # How many answers are given up because they led to an error.
 MAX_AVOIDED = 4
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
+
+Leave = Callable[[], object]
 
 
 class Statements(Expressions):
@@ -155,7 +158,7 @@ class Statements(Expressions):
         return signal
 
     def note_frozen(self, stmt: p.For, parameters: ParamSet, frame: Frame) -> None:
-        """`for p in net.parameters(): p.requires_grad = False`, without a test: nothing of the net has a gradient."""
+        """`for p in net.parameters(): p.requires_grad = flag`, without a test: where False, no part has a gradient."""
         target = stmt.target.items[-1] if isinstance(stmt.target, p.Sequence) and stmt.target.items else stmt.target
         if self.scanner.scan(stmt.body).jumps:
             return
@@ -163,8 +166,11 @@ class Statements(Expressions):
             value: Value = None
             if isinstance(inner, p.Assign) and text(inner.targets[0]) == f"{text(target)}.requires_grad":
                 value = self.eval(inner.value, frame)
-            elif isinstance(inner, p.Do) and text(inner.value) == f"{text(target)}.requires_grad_(False)":
-                value = False
+            elif isinstance(inner, p.Do) and isinstance(inner.value, p.Call):
+                call = inner.value
+                given = [*call.args, *(value for name, value in call.keywords if name == "requires_grad")]
+                if text(call.func) == f"{text(target)}.requires_grad_" and len(given) == 1:
+                    value = self.eval(given[0], frame)
             if value is False:
                 self.frozen |= parameters.owners
 
@@ -273,7 +279,16 @@ class Statements(Expressions):
         return signal
 
     def do_with(self, stmt: p.With, frame: Frame) -> str | None:
-        exits: list[Callable[[], None]] = []
+        exits = self.entered(stmt, frame)
+        try:
+            return self.block(stmt.body, frame)
+        finally:
+            for leave in reversed(exits):
+                leave()
+
+    def entered(self, stmt: p.With, frame: Frame) -> list[Leave]:
+        """Enter the items of a `with`: what to do on leaving, the last one first."""
+        exits: list[Leave] = []
         for manager, target in stmt.items:
             value = self.eval(manager, frame)
             bound, leave = self.enter(value, manager)
@@ -281,13 +296,9 @@ class Statements(Expressions):
                 exits.append(leave)
             if target is not None:
                 self.assign(target, bound, frame)
-        try:
-            return self.block(stmt.body, frame)
-        finally:
-            for leave in reversed(exits):
-                leave()
+        return exits
 
-    def enter(self, value: Value, manager: p.Expr) -> tuple[Value, Callable[[], None] | None]:
+    def enter(self, value: Value, manager: p.Expr) -> tuple[Value, Leave | None]:
         """Enter a `with` item: what `as` binds, and what to do on leaving."""
         if isinstance(value, tuple) and value and isinstance(value[0], str):
             what = value[0]
@@ -308,6 +319,8 @@ class Statements(Expressions):
                 return self.enter_generator(value[1], value[2], manager.span)
             return (value[1] if len(value) > 1 else None), None
         kind = type(value)
+        if kind is v.Exits:
+            return value, lambda: self.unwind(value)
         if kind is Instance:
             method = self.member(value.cls, "__enter__")
             leave = self.member(value.cls, "__exit__")
@@ -329,23 +342,77 @@ class Statements(Expressions):
             return self.enter(("grad", False), manager)
         return value, None
 
-    def enter_generator(self, closure: Closure, frame: Frame, span: Span) -> tuple[Value, Callable[[], None] | None]:
-        """A @contextmanager function of the file: what stands before its yield, the value, and what stands behind."""
-        before, value, after = _around_yield(closure.function.body)
-        function = closure.function
+    def unwind(self, exits: v.Exits) -> None:
+        """Do what an ExitStack was told, the last first."""
+        while exits.leave:
+            exits.leave.pop()()
 
-        def part(body: tuple[p.Stmt, ...]) -> None:
-            self.stack.append(function)
+    def exits_method(
+        self, owner: v.Exits, name: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
+    ) -> Value:
+        if name == "enter_context" and args:
+            bound, leave = self.enter(args[0], expr)
+            if leave is not None:
+                owner.leave.append(leave)
+            return bound
+        if name in ("callback", "push") and args:
+            callee, given = args[0], args[1:] if name == "callback" else [None, None, None]
+            owner.leave.append(lambda: self.call(callee, given, keywords, expr, frame))
+            return callee
+        if name == "close":
+            self.unwind(owner)
+        if name == "pop_all":
+            made = v.Exits()
+            made.leave, owner.leave = owner.leave, []
+            return made
+        return None
+
+    def enter_generator(self, closure: Closure, frame: Frame, span: Span) -> tuple[Value, Leave | None]:
+        """A @contextmanager function of the file: what stands before its yield, the value, and what stands behind."""
+
+        def within(work: Callable[[], Any]) -> Any:
+            self.stack.append(closure.function)
             self.path.append(span)
             try:
-                self.block(body, frame)
+                return work()
             finally:
                 self.stack.pop()
                 self.path.pop()
 
-        part(before)
-        bound = self.eval(value, frame) if value is not None else None
-        return bound, (lambda: part(after)) if after else None
+        bound, leave = within(lambda: self.until_yield(closure.function.body, frame))
+        return bound, (lambda: within(leave)) if leave is not None else None
+
+    def until_yield(self, body: tuple[p.Stmt, ...], frame: Frame) -> tuple[Value, Leave | None]:
+        """Run a body up to its yield, into the blocks around it: the value that it yields, and what runs on leaving."""
+        at = next((at for at, stmt in enumerate(body) if _yields(stmt)), len(body))
+        signal = self.block(body[:at], frame)
+        if signal is not None or at == len(body):
+            return None, None
+        stmt, behind = body[at], body[at + 1 :]
+        leaving: list[Leave] = [lambda: self.block(behind, frame)] if behind else []
+        bound: Value = None
+        inner: tuple[p.Stmt, ...] = ()
+        if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Yield):
+            bound = self.eval(stmt.value.value, frame) if stmt.value.value is not None else None
+        elif isinstance(stmt, p.With):
+            leaving += self.entered(stmt, frame)
+            inner = stmt.body
+        elif isinstance(stmt, p.Try):
+            final = stmt.final
+            leaving += [lambda: self.block(final, frame)] if final else []
+            inner = stmt.body
+        elif isinstance(stmt, p.If):
+            outcome, _ = self.condition(stmt.test, frame, lambda: True, stmt)
+            inner = stmt.body if outcome else stmt.orelse
+        if inner:
+            bound, leave = self.until_yield(inner, frame)
+            leaving += [leave] if leave is not None else []
+
+        def out() -> None:
+            for one in reversed(leaving):
+                one()
+
+        return bound, out if leaving else None
 
     def do_try(self, stmt: p.Try, frame: Frame) -> str | None:
         signal = None
@@ -451,6 +518,22 @@ class Statements(Expressions):
                 made.kind = last[:-6]
             elif last in ("contextmanager",):
                 made.kind = "context"
+        return made if made.kind or not stmt.decorators else self.decorated(made, stmt.decorators, frame)
+
+    def decorated(self, made: Value, decorators: tuple[p.Expr, ...], frame: Frame) -> Value:
+        """What the decorators of the file make of a function or class: a wrapper counts if it trains."""
+        for decorator in reversed(decorators):
+            callee = decorator.func if isinstance(decorator, p.Call) else decorator
+            root = callee
+            while isinstance(root, p.Attr):
+                root = root.value
+            if not isinstance(root, p.Name) or type(self.eval(root, frame)) not in (Closure, ClassValue, Instance):
+                continue
+            with suppress(PyRaise):
+                wrapper = self.eval(decorator, frame)
+                result = self.call_value(wrapper, [made], decorator.span) if type(wrapper) is Closure else None
+                if type(result) is Closure and self.scanner.has_events(result.function.body):
+                    made = result
         return made
 
     def do_class(self, stmt: p.Class, frame: Frame) -> None:
@@ -482,19 +565,17 @@ class Statements(Expressions):
                             value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
                         cls.members[target.id] = body.vars[target.id] = value
         frame.vars[stmt.name] = cls
+        if stmt.decorators:
+            self.decorated(cls, stmt.decorators, frame)
 
 
-def _around_yield(body: tuple[p.Stmt, ...]) -> tuple[tuple[p.Stmt, ...], p.Expr | None, tuple[p.Stmt, ...]]:
-    """Split a context manager's body at its yield: statements before, the yielded value, statements behind."""
-    for at, stmt in enumerate(body):
-        if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Yield):
-            return body[:at], stmt.value.value, body[at + 1 :]
-        if isinstance(stmt, (p.Try, p.With)):
-            before, value, after = _around_yield(stmt.body)
-            if len(before) < len(stmt.body):
-                final = stmt.final if isinstance(stmt, p.Try) else ()
-                return (*body[:at], *before), value, (*after, *final, *body[at + 1 :])
-    return body, None, ()
+def _yields(stmt: p.Stmt) -> bool:
+    """Whether a statement of a context manager's function is its yield, or a block around it."""
+    if isinstance(stmt, p.Do):
+        return isinstance(stmt.value, p.Yield)
+    if isinstance(stmt, p.If):
+        return any(map(_yields, (*stmt.body, *stmt.orelse)))
+    return isinstance(stmt, (p.Try, p.With)) and any(map(_yields, stmt.body))
 
 
 def _catches(kind: p.Expr | None, name: str) -> bool:

@@ -7,7 +7,7 @@ values are sums of loss terms with exact weights; modules are parameter owners.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
@@ -450,6 +450,20 @@ class Instance:
         self.batchnorm: Span | None = None
         self.training = True
         self.forward: Value = None
+
+
+def replaced(instance: Instance, changes: dict[str, Value]) -> Instance:
+    """What `_replace` of a named tuple and `dataclasses.replace` make: another object with some other fields."""
+    made = Instance(instance.cls, instance.owner, instance.key)
+    made.attrs = {**instance.attrs, **changes}
+    return made
+
+
+class Exits:
+    """contextlib.ExitStack: what to do when it is left, the last first."""
+
+    def __init__(self) -> None:
+        self.leave: list[Callable[[], object]] = []
 
 
 @dataclass(frozen=True, slots=True)

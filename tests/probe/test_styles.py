@@ -10,6 +10,9 @@ import pytest
 
 from acclint import lint
 from acclint.probe import Oracle
+from acclint.probe.confirm import Confirmer
+from acclint.probe.readings import CHECKS, read
+from acclint.probe.verdict import contributions
 from acclint.probe.watch import Request, judge, limits_of
 
 HEAD = """\
@@ -477,3 +480,61 @@ def test_styles_are_judged_right(name: str, codes: set[str], text: str, oracle: 
     found = judge(str(script), measured, [static])
     assert {one.finding.code for one in found.judged if one.verdict == "confirmed"} == codes, found.judged
     assert not codes & {one.finding.code for one in found.judged if one.verdict == "refuted"}
+
+
+# Whole scripts: an engine with events, functional calls, recursion, generators, mixins, decorators, exit stacks.
+SCRIPTS = sorted((Path(__file__).parent / "styles").glob("*.py"))
+
+
+def expected(script: Path) -> set[str]:
+    """The code that a script's name begins with, none for `right_...`."""
+    code = script.stem.partition("_")[0].upper()
+    return {code} if code.startswith("ACC") else set()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_are_judged_right(script: Path, oracle: Oracle) -> None:
+    static = lint.check([str(script)])
+    measured = oracle.watch(script, limits_of(Request(str(script)), static))
+    assert measured.outcome == "finished", (measured.error, measured.stderr)
+    found = judge(str(script), measured, [static])
+    assert {one.finding.code for one in found.judged if one.verdict == "confirmed"} == expected(script), found.judged
+    assert all(one.verdict != "refuted" for one in found.judged), found.judged
+
+
+@pytest.mark.parametrize("script", [one for one in SCRIPTS if not expected(one)], ids=lambda path: path.stem)
+def test_right_scripts_show_no_defect(script: Path, oracle: Oracle) -> None:
+    """Whatever rule asks: none of its numbers is there, and each contribution is 1."""
+    measured = oracle.watch(script, limits_of(Request(str(script)), lint.check([str(script)])))
+    owners = range(len(measured.optimizers))
+    assert not [code for code in CHECKS if read(code, measured, owners).shown]
+    cells = [value for one in contributions(measured, owners) for row in one["updates"] for value in row]
+    assert cells and cells == pytest.approx([1.0] * len(cells), rel=1e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_are_confirmed_right(script: Path) -> None:
+    """Found in the source, and confirmed by the loop's own statements."""
+    findings = lint.check([str(script)]).findings
+    assert {one.code for one in findings} == expected(script)
+    with Confirmer() as confirmer:
+        assert all(one.verdict == "confirmed" for one in confirmer.judge(str(script), findings))
+
+
+def test_a_first_window_of_one_is_told_without_a_finding(oracle: Oracle, tmp_path: Path) -> None:
+    script = tmp_path / "resumed.py"
+    text = """\
+        k, opt = 4, torch.optim.SGD(model.parameters(), lr=0.1)
+        flags = open(__file__ + ".flags").read().split() if Path(__file__ + ".flags").exists() else ["1", "0", "0", "0"]
+        for i, (x, y) in enumerate(loader):
+            (F.cross_entropy(model(x), y) / k).backward()
+            if flags[i % k] == "1":
+                opt.step()
+                opt.zero_grad()
+    """
+    script.write_text(HEAD + "from pathlib import Path\n" + DATA + textwrap.dedent(text))
+    static = lint.check([str(script)])
+    assert not static.findings
+    found = judge(str(script), oracle.watch(script, limits_of(Request(str(script)), static)), [static])
+    (told,) = found.judged
+    assert (told.finding.code, told.verdict, told.predicted) == ("ACC006", "confirmed", False)
