@@ -180,7 +180,10 @@ class Update:
 
 @dataclass(frozen=True)
 class OptimizerRecord:
-    """An optimizer in order of construction, or "manual": parameters that the script updated by hand."""
+    """An optimizer in order of construction, or "manual": parameters that the script updated by hand.
+
+    `moved`: its parameters changed though it had taken no step.
+    """
 
     name: str
     line: int
@@ -188,6 +191,7 @@ class OptimizerRecord:
     weight_decay: float | None
     parameters: int
     updates: tuple[Update, ...]
+    moved: bool = False
 
 
 @dataclass(frozen=True)

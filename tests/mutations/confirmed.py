@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from acclint import lint
-from acclint.findings import Confidence, FileResult, Finding, Place, Severity
+from acclint.findings import Confidence, FileResult, Finding, Place, Related, Severity
 from acclint.probe.confirm import Confirmer
 from acclint.probe.readings import CHECKS
 from acclint.settings import Finder, Overrides
@@ -53,18 +53,19 @@ def confirm(mutant: Mutant, original: str, store: Path | None = None) -> Watched
 
 
 def _asked(text: str, result: FileResult, truth: Label) -> Iterator[Finding]:
-    """Findings at the first backward call that the check does not report."""
-    row = next((row for row, line in enumerate(text.splitlines(), 1) if "backward(" in line), 0)
+    """Findings at the backward calls that the check does not report."""
+    rows = [row for row, line in enumerate(text.splitlines(), 1) if "backward(" in line]
     reported = {finding.code for finding in result.findings}
     sure = [defect.codes for defect in truth.defects if defect.sure]
     codes = [codes[0] for codes in sure if reported.isdisjoint(codes)]
     codes += [code for code in ASKED if truth.kind == "right" and code not in reported]
     k = next((finding.evidence["k"] for finding in result.findings if finding.evidence.get("k")), None)
     k = k or {"expression": next((loop.k for loop in result.loops if loop.k), ""), "value": None, "simulated_as": 4}
-    place = Place(result.filename, row, 1, row, 80)
+    places = [Place(result.filename, row, 1, row, 80) for row in rows]
+    others = tuple(Related("", place) for place in places[1:])
     for code in dict.fromkeys(codes):
-        if row and code in CHECKS:
-            yield Finding(code, code, Severity.ERROR, Confidence.LOW, "asked", place, evidence={"k": k})
+        if places and code in CHECKS:
+            yield Finding(code, code, Severity.ERROR, Confidence.LOW, "asked", places[0], others, evidence={"k": k})
 
 
 def confirm_all(
@@ -79,7 +80,7 @@ def table(results: Sequence[Watched]) -> str:
     right = sum(result.truth.kind == "right" for result in judged)
     reported = "What the check reports, at all severities and confidences"
     asked = (
-        "What it does not report and is asked at the first backward call: the defects that the label is sure of, "
+        "What it does not report and is asked at the backward calls: the defects that the label is sure of, "
         f"and of right scripts {', '.join(ASKED)}"
     )
     lines = [

@@ -135,6 +135,90 @@ def test_a_condition_that_does_not_matter_does_not_count(confirmer: Confirmer, t
     assert one.verdict == "confirmed", one.text
 
 
+TWO = """\
+import torch
+from torch import nn
+
+encoder, head = nn.Linear(4, 6), nn.Linear(6, 2)
+slow = torch.optim.SGD(encoder.parameters(), lr=0.01)
+fast = torch.optim.SGD(head.parameters(), lr=0.1)
+for update in range(6):
+    slow.zero_grad()
+    for _ in range(4):
+        fast.zero_grad()
+        loss = nn.functional.mse_loss(head(encoder(torch.randn(3, 4))), torch.randn(3, 2)) / 4
+        loss.backward()
+    slow.step()
+    fast.step()
+"""
+
+WINDOWS = """\
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for i in range(16):
+    loss = nn.functional.mse_loss(net(torch.randn(3, 4)), torch.randn(3, 1)) / 4
+    loss.backward()
+    if (i + 1) % 4 == 0:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+BY_HAND = """\
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for step in range(4):
+    kept = torch.zeros(1, 4)
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(torch.randn(3, 4)), torch.randn(3, 1)).backward()
+        kept += net.weight.grad / 4
+    with torch.no_grad():
+        net.weight -= 0.1 * kept
+"""
+
+SUMS = """\
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for i in range(16):
+    loss = nn.functional.mse_loss(net(torch.randn(4, 4)), torch.randn(4, 1), reduction="sum")
+    loss.backward()
+    for p in net.parameters():
+        p.grad.div_(4)
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        (TWO, "ACC002", "in no update of SGD, but in another's"),  # what is zeroed for one is used by the other
+        (BY_HAND, "ACC006", ""),
+        (BY_HAND, "ACC023", "its parameters were updated otherwise"),
+        (ROOT / "ACC001" / "good_undivided_penalty.py", "ACC006", ""),  # the sum that is right is not known
+        (ROOT / "ACC031" / "good_losses_over_scales.py", "ACC006", ""),
+        (WINDOWS.replace("if (i + 1) % 4 == 0:", "if True:"), "ACC006", "nothing was accumulated"),
+        (SUMS, "ACC016", ""),  # the 4 is the number of samples
+    ],
+)
+def test_what_numbers_leave_open_is_inconclusive(
+    confirmer: Confirmer, tmp_path: Path, text: str | Path, code: str, words: str
+) -> None:
+    text = text.read_text() if isinstance(text, Path) else text
+    row = next(row for row, line in enumerate(text.splitlines(), 1) if "backward(" in line)
+    one = asked(confirmer, tmp_path, text, code, row)
+    assert one.verdict == "inconclusive", one.text
+    assert words in one.text
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 BAD = ROOT / "ACC001" / "bad_plain_modulo.py"
