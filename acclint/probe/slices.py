@@ -18,25 +18,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from acclint.knowledge.names import is_optimizer_name, words
+from acclint.probe.allowed import FRAMEWORKS, is_open, obstacle, word_set
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Block = ast.Module | ast.ClassDef | Function
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _JUMPS = (ast.Break, ast.Continue, ast.Return)
-
-
-def word_set(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-# What a slice may import: torch, and modules of the standard library that touch nothing.
-ALLOWED = word_set(
-    "__future__ abc argparse bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions "
-    "functools heapq itertools math numbers operator random re statistics string time torch types typing "
-    "typing_extensions warnings weakref"
-)
 
 # Methods and functions that move gradients, and attributes that hold them.
 EVENTS = word_set(
@@ -154,7 +142,14 @@ class _Slicer:
             if len(self.kept) == before and not self.pending:
                 break
         chain = {block.name for block in self.chain if isinstance(block, _FUNCTIONS)}
-        return Slice(self._render(), self._entries(), tuple(sorted(chain)), self._whole(), self._decorated())
+        text = self._render()
+        try:
+            what = obstacle(ast.parse(text))
+        except SyntaxError:
+            raise CannotSlice("the statements of the loop cannot be cut out of the others") from None
+        if what:
+            raise CannotSlice(f"statements of the loop name {what}, which can lead out of it")
+        return Slice(text, self._entries(), tuple(sorted(chain)), self._whole(), self._decorated())
 
     def _unit(self, row: int) -> Block:
         """The innermost function around a row, else the module; of a class body, the module."""
@@ -436,18 +431,14 @@ class _Slicer:
         return tuple(sorted({f.name for f in kept if not all(map(_is_plain, f.decorator_list))}))
 
     def _whole(self) -> str:
-        roots = {
-            name.partition(".")[0]
-            for statement in self.statements
-            for name in (
-                [alias.name for alias in statement.names]
-                if isinstance(statement, ast.Import)
-                else [statement.module or "?"]
-                if isinstance(statement, ast.ImportFrom)
-                else []
-            )
-        }
-        return b"".join(self.lines).decode() if roots <= ALLOWED else ""
+        names: list[str] = []
+        for statement in self.statements:
+            if isinstance(statement, ast.Import):
+                names += [alias.name for alias in statement.names]
+            elif isinstance(statement, ast.ImportFrom):
+                names.append("" if statement.level else statement.module or "")
+        own = all(is_open(name) and name.partition(".")[0] not in FRAMEWORKS for name in names)
+        return b"".join(self.lines).decode() if own and not obstacle(self.tree) else ""
 
     # --- text ---
 
@@ -457,14 +448,15 @@ class _Slicer:
             lines[0][:3] = b""
         for statement in self.statements:
             if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
-                for decorator in statement.decorator_list:
+                rows = [*(int(decorator.lineno) for decorator in statement.decorator_list), statement.lineno]
+                for decorator, following in zip(statement.decorator_list, rows[1:], strict=True):
                     if statement not in self.kept or not _is_plain(decorator):
-                        _blank(lines, decorator, b"", before=b"@")
+                        _blank_decorator(lines, decorator, following)
             if statement in self.kept or self._is_elif(statement):
                 continue
             parent = self.parent[statement]
             if parent in self.kept or isinstance(parent, ast.Module) or self._is_elif(parent):
-                _blank(lines, statement, b"pass")
+                _blank(lines, statement)
         return b"".join(lines).decode()
 
     def _is_elif(self, statement: ast.AST) -> bool:
@@ -586,21 +578,25 @@ def _is_plain(decorator: ast.expr) -> bool:
     return _PLAIN.fullmatch(ast.unparse(decorator)) is not None
 
 
-def _blank(lines: list[bytearray], node: ast.stmt | ast.expr, put: bytes, before: bytes = b"") -> None:
-    """Overwrite a node with spaces, `put` first; `before` is what stands before it and goes, too."""
-    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-    begin = node.col_offset
-    if before:
-        at = bytes(lines[first][:begin]).rfind(before)
-        begin = at if at >= 0 else begin
+def _blank(lines: list[bytearray], statement: ast.stmt) -> None:
+    """Overwrite a statement with `pass` and spaces."""
+    first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
+    begin = statement.col_offset
     for row in range(first, last + 1):
         line = lines[row]
         stop = len(line.rstrip(b"\r\n"))
         start = begin if row == first else 0
-        end = min(node.end_col_offset or stop, stop) if row == last else stop
+        end = min(statement.end_col_offset or stop, stop) if row == last else stop
         line[start:end] = b" " * (end - start)
-    if put:
-        room = len(lines[first].rstrip(b"\r\n")) - begin
-        end = node.end_col_offset or begin
-        length = (end - begin) if first == last else max(room, len(put))
-        lines[first][begin : begin + min(len(put), max(length, 1))] = put
+        if row == first:
+            line[start : min(end, start + 4)] = b"pass"  # longer than what stood there, perhaps
+
+
+def _blank_decorator(lines: list[bytearray], decorator: ast.expr, following: int) -> None:
+    """Overwrite a decorator, its `@` and parentheses too, with spaces; `following` is the row of what comes after."""
+    first = decorator.lineno - 1
+    while not lines[first].lstrip().startswith(b"@"):
+        first -= 1
+    for line in lines[first : following - 1]:
+        stop = len(line.rstrip(b"\r\n"))
+        line[:stop] = b" " * stop
