@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from acclint.findings import Finding
+from acclint.findings import Finding, Place
 from acclint.lint import Outcome, Result
 from acclint.probe import Limits, Measurement, Oracle, OracleError, Term
 from acclint.probe.readings import CHECKS
@@ -24,6 +25,7 @@ from acclint.probe.slices import CannotSlice, Slice, cut
 from acclint.probe.verdict import CONFIRMED, INCONCLUSIVE, REFUTED, Judged, Run
 from acclint.probe.watch import interpreter
 from acclint.probe.windows import usual_size, windows
+from acclint.source import SourceError, Unit, read
 
 CONSISTENT = "consistent"
 
@@ -174,33 +176,41 @@ class Confirmer:
 
     def judge(self, filename: str, findings: Sequence[Finding]) -> list[Judged]:
         """The findings of one file with their verdicts."""
-        path = os.path.abspath(filename)
-        try:
-            text = Path(path).read_text(encoding="utf-8") if path.endswith((".py", ".pyw")) else ""
-        except (OSError, UnicodeDecodeError):
-            text = ""
         judged = []
+        unit = _unit(filename)
         for finding in findings:
             began = time.monotonic()
             try:
-                judged.append(self._judge(finding, path, text))
+                judged.append(self._judge(finding, unit))
             except OracleError as error:  # of this slice: the server was there when it was started
                 why = (str(error).strip().splitlines() or ["?"])[-1]
                 judged.append(_said(finding, INCONCLUSIVE, f"acclint could not measure it: {why}"))
             self.seconds.append(time.monotonic() - began)
         return judged
 
-    def _judge(self, finding: Finding, path: str, text: str) -> Judged:
+    def _judge(self, finding: Finding, unit: Unit | None) -> Judged:
         if finding.code not in CHECKS:
             return _said(finding, INCONCLUSIVE, f"what a run shows says nothing about {finding.code}")
-        if not text:
-            return _said(finding, INCONCLUSIVE, "only Python files can be run")
+        if unit is None:
+            return _said(finding, INCONCLUSIVE, "the file cannot be read")
+        if unit.rows is None:
+            return self._judge_in_unit(finding, unit)
+        judged = self._judge_in_unit(_moved(finding, unit), unit)  # cells and blocks are cut and run as one text
+        text = _in_cells(judged.text, unit)
+        data = {**judged.finding.evidence["measured"], "text": text}
+        for one in data.get("contributions", ()):
+            one["line"] = unit.rows[one["line"] - 1].row if one["line"] else 0
+        evidence = {**finding.evidence, "measured": data}
+        return dataclasses.replace(judged, finding=dataclasses.replace(finding, evidence=evidence), text=text)
+
+    def _judge_in_unit(self, finding: Finding, unit: Unit) -> Judged:
+        """The verdict for a finding whose rows are those of the unit."""
         places = [finding.place, *(related.place for related in finding.related)]
         try:
-            part = cut(text, {place.row for place in places if place.filename == finding.place.filename})
+            part = cut(unit.text, {place.row for place in places if place.filename == finding.place.filename})
         except CannotSlice as error:
             return _said(finding, INCONCLUSIVE, str(error))
-        case = Case(finding, part, path, text)
+        case = Case(finding, part, os.path.abspath(unit.filename), unit.text)
         measured, why = self._measure(case)
         if measured is None:
             return _said(finding, INCONCLUSIVE, why)
@@ -340,6 +350,45 @@ class Confirmer:
             if not other.ended or case.read(other.measurement).verdict != verdict:
                 return f"`{name}` decides (line {row})"
         return ""
+
+
+def _unit(filename: str) -> Unit | None:
+    """The Python of a file as the check reads it: cells of a notebook and blocks of a page are one text."""
+    try:
+        units = read(Path(filename).read_bytes(), filename).units
+    except (OSError, SourceError):
+        return None
+    return units[0] if units else None
+
+
+def _moved(finding: Finding, unit: Unit) -> Finding:
+    """The finding with its places in the rows of the unit's text."""
+    rows = {(place.cell, place.row): row for row, place in enumerate(unit.rows or (), 1)}
+
+    def moved(place: Place) -> Place:
+        first = rows.get((place.cell, place.row))
+        if first is None or place.filename != finding.place.filename:
+            return place
+        return dataclasses.replace(place, row=first, end_row=first + place.end_row - place.row, cell=None)
+
+    related = tuple(dataclasses.replace(one, place=moved(one.place)) for one in finding.related)
+    return dataclasses.replace(finding, place=moved(finding.place), related=related)
+
+
+def _in_cells(text: str, unit: Unit) -> str:
+    """What was said with rows of the unit's text, with those of the file; in a notebook with the cell."""
+    rows = unit.rows or ()
+
+    def told(match: re.Match[str]) -> str:
+        row = int(match[1])
+        if not 0 < row <= len(rows):
+            return match[0]
+        place = rows[row - 1]
+        return (
+            f"cell {place.cell}, line {place.row}" if unit.filename.lower().endswith(".ipynb") else f"line {place.row}"
+        )
+
+    return re.sub(r"\bline (\d+)\b", told, text)
 
 
 def _weights(measurement: Measurement) -> list[list[float]]:

@@ -319,6 +319,48 @@ def test_an_instrument_that_fails_is_one_finding_without_verdict(
     assert (one.verdict, one.text) == ("inconclusive", "acclint could not measure it: ValueError: odd")
 
 
+# --- notebooks and pages ---------------------------------------------------------------------------------------------
+
+HEAD, BODY = BAD.read_text().split("net = ", 1)
+
+
+def test_cells_of_a_notebook_are_measured_as_one_text(tmp_path: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": "# Training"},
+        {"cell_type": "code", "source": "%matplotlib inline\n" + HEAD},
+        {"cell_type": "code", "source": ["net = " + BODY]},
+    ]
+    path = tmp_path / "train.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    finding = json.loads(invoke(str(path), "--output-format", "json").output)[0]
+    assert (finding["code"], finding["cell"]) == ("ACC001", 3)
+    measured = finding["evidence"]["measured"]
+    assert measured["verdict"] == "confirmed", measured
+    assert measured["contributions"][0]["updates"][0] == [4.0, 4.0, 4.0, 4.0]
+    made = next(row for row, line in enumerate(("net = " + BODY).splitlines(), 1) if "SGD" in line)
+    assert measured["contributions"][0]["line"] == made
+
+
+def test_what_is_said_of_a_notebook_names_the_cell(confirmer: Confirmer, tmp_path: Path) -> None:
+    text = train("model(x, labels=y).loss")
+    head, body = text.split("def train", 1)
+    path = tmp_path / "train.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": one} for one in (head, "def train" + body)]}))
+    one = next(one for one in confirmed(confirmer, path) if one.finding.code == "ACC001")
+    row = next(row for row, line in enumerate(("def train" + body).splitlines(), 1) if "labels=y" in line)
+    assert one.verdict == "consistent"
+    assert f"how the loss is reduced is not known (cell 2, line {row})" in one.text
+    assert one.finding.place.cell == 2
+
+
+def test_blocks_of_a_page_are_measured_as_one_text(confirmer: Confirmer, tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"# Training\n\n```python\n{HEAD}```\n\nand then\n\n```python\nnet = {BODY}```\n")
+    one = next(one for one in confirmed(confirmer, path) if one.finding.code == "ACC001")
+    assert one.verdict == "confirmed", one.text
+    assert "backward()" in path.read_text().splitlines()[one.finding.place.row - 1]
+
+
 # --- harm ------------------------------------------------------------------------------------------------------------
 
 PLAIN = (ROOT / "ACC001" / "bad_plain_modulo.py").read_text()
