@@ -406,7 +406,7 @@ PATIENCE = 5.0  # seconds for the server to end a script and to delete its files
 
 _START = """\
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:] = [sys.argv[1], *filter(None, sys.path)]  # a random.py in the working directory is not Python's
 import acclint.probe.run
 sys.path.remove(sys.argv[1])
 acclint.probe.run.serve(sys.argv[2])

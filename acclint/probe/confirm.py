@@ -20,6 +20,7 @@ from typing import Any
 from acclint.findings import Finding, Place
 from acclint.lint import Outcome, Result
 from acclint.probe import Limits, Measurement, Oracle, OracleError, Term
+from acclint.probe.kept import Kept, versions_of
 from acclint.probe.readings import CHECKS
 from acclint.probe.slices import CannotSlice, Slice, cut
 from acclint.probe.verdict import CONFIRMED, INCONCLUSIVE, REFUTED, Judged, Run
@@ -119,16 +120,21 @@ class Case:
         return Run(measurement, self.path, {self.path: self.text}).judge(self.finding)
 
 
-def confirm(result: Result, progress: Callable[[int, int], None] | None = None) -> Result:
+def confirm(
+    result: Result, progress: Callable[[int, int], None] | None = None, cache: str | os.PathLike[str] | None = None
+) -> Result:
     """Measure all findings of a result that are shown; each then has `evidence["measured"]`.
 
-    `progress` is called with the numbers of findings that are measured and of all. Raises OracleError where nothing can
-    be measured: no torch, no fork.
+    `progress` is called with the numbers of findings that are measured and of all. What is measured is kept in the
+    folder `cache`, if it is given. Raises OracleError where nothing can be measured: no torch, no fork.
     """
     count = sum(_is_rule(finding) for finding in result.findings)
     if not count:
         return result
-    with Confirmer(Oracle(interpreter())) as confirmer:
+    python = interpreter()
+    versions = versions_of(python) if cache is not None else ""
+    kept = Kept(cache, versions) if cache is not None and versions else None
+    with Confirmer(Oracle(python), kept) as confirmer:
         outcomes = []
         for outcome in result.outcomes:
             outcomes.append(confirmer.outcome(outcome))
@@ -153,19 +159,30 @@ def _is_rule(finding: Finding) -> bool:
 class Confirmer:
     """Measures findings with one server process. Use it as a context manager.
 
-    Equal slices are measured once. `seconds` are those that each finding took.
+    Equal slices are measured once, and with `kept` once for all runs of acclint; then the server is not started before
+    it is needed. `seconds` are those that each finding took.
     """
 
     oracle: Oracle = field(default_factory=Oracle)
+    kept: Kept | None = None
     runs: dict[tuple[object, ...], Measured] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    started: bool = False
 
     def __enter__(self) -> Confirmer:
-        self.oracle.__enter__()
+        if self.kept is None:
+            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.oracle.close()
+        if self.kept is not None:
+            self.kept.tidy()
+
+    def _start(self) -> None:
+        if not self.started:
+            self.oracle.__enter__()
+            self.started = True
 
     def outcome(self, outcome: Outcome) -> Outcome:
         """The same file with `evidence["measured"]` in each finding that is shown."""
@@ -182,7 +199,9 @@ class Confirmer:
             began = time.monotonic()
             try:
                 judged.append(self._judge(finding, unit))
-            except OracleError as error:  # of this slice: the server was there when it was started
+            except OracleError as error:
+                if not self.started:
+                    raise  # nothing can be measured, not this slice alone
                 why = (str(error).strip().splitlines() or ["?"])[-1]
                 judged.append(_said(finding, INCONCLUSIVE, f"acclint could not measure it: {why}"))
             self.seconds.append(time.monotonic() - began)
@@ -265,7 +284,7 @@ class Confirmer:
         part = case.part
         text = part.whole if way.whole else part.text
         rest = max(1, k // 2) if case.finding.code in _RESTS else 0
-        key = (text, case.path, way, name, k, rest)
+        key = (text, way, name, k, rest)
         if key not in self.runs:
             spec = {
                 "mode": "entry" if way.entry else "script",
@@ -284,8 +303,21 @@ class Confirmer:
                 "devices": any(word in text for word in ("cuda", "device", "mps", "pin_memory")),
             }
             limits = Limits(TIMEOUT, BACKWARDS, UPDATES, (math.lcm(8, k), max(24, 2 * k)))
-            self.runs[key] = Measured(*self.oracle.run_slice(text, case.path, limits, spec), way, 4 * k + rest, k)
+            self.runs[key] = Measured(*self._measured(text, case.path, limits, spec), way, 4 * k + rest, k)
         return self.runs[key]
+
+    def _measured(
+        self, text: str, path: str, limits: Limits, spec: Mapping[str, Any]
+    ) -> tuple[Measurement, Mapping[str, Any]]:
+        """A run of a slice, if it is not known how it ends."""
+        name = self.kept.name(text, dataclasses.asdict(limits), spec) if self.kept is not None else ""
+        if self.kept is not None and (known := self.kept.get(name)) is not None:
+            return Measurement.from_json(known["measurement"]), known["answered"]
+        self._start()
+        measurement, answered = self.oracle.run_slice(text, path, limits, spec)
+        if self.kept is not None and measurement.outcome != "timeout":  # it may have been the load of the machine
+            self.kept.put(name, {"measurement": measurement.to_json(), "answered": answered})
+        return measurement, answered
 
     # --- what a number is worth ---
 

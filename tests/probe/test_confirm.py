@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,8 +17,9 @@ from click.testing import CliRunner, Result
 from acclint import lint
 from acclint.cli import cli
 from acclint.findings import Confidence, Finding, Place, Severity
-from acclint.probe import OracleError
+from acclint.probe import Oracle, OracleError
 from acclint.probe.confirm import Confirmer
+from acclint.probe.kept import Kept, versions_of
 from acclint.probe.readings import CHECKS
 from acclint.probe.verdict import Judged
 from acclint.settings import Finder, Overrides
@@ -225,7 +229,7 @@ BAD = ROOT / "ACC001" / "bad_plain_modulo.py"
 
 
 def invoke(*args: str) -> Result:
-    return CliRunner().invoke(cli, ["check", "--isolated", "--confirm", *args])
+    return CliRunner().invoke(cli, ["check", "--isolated", "--confirm", "--no-cache", *args])
 
 
 def test_full_output_says_what_was_measured() -> None:
@@ -317,6 +321,106 @@ def test_an_instrument_that_fails_is_one_finding_without_verdict(
     monkeypatch.setattr(confirmer.oracle, "run_slice", fails)
     one = judge(confirmer, tmp_path, train(before="loss = loss + 0  # not seen yet"), "ACC001")
     assert (one.verdict, one.text) == ("inconclusive", "acclint could not measure it: ValueError: odd")
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The slices that are really run from here on."""
+    found: list[str] = []
+    run_slice = Oracle.run_slice
+
+    def counted(self: Oracle, text: str, *args: Any) -> Any:
+        found.append(text)
+        return run_slice(self, text, *args)
+
+    monkeypatch.setattr(Oracle, "run_slice", counted)
+    return found
+
+
+def cached(*args: str) -> str:
+    result = CliRunner().invoke(cli, ["check", "--isolated", "--confirm", "--output-format", "json", *args])
+    assert result.exit_code == 1, result.output
+    return str(json.loads(result.output)[0]["evidence"]["measured"])
+
+
+def test_an_equal_slice_is_measured_once(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(BAD.read_text())
+    Path("other.py").write_text(BAD.read_text())
+    first = cached("train.py")
+    assert "confirmed" in first
+    count = len(runs)
+    assert count > 0
+    assert Path(".acclint_cache", ".gitignore").read_text() == "*\n"
+    assert all(json.loads(path.read_text()) for path in Path(".acclint_cache").rglob("*.json"))
+
+    monkeypatch.setattr(Oracle, "__enter__", None)  # no server is started, torch is not imported
+    assert cached("train.py") == first
+    assert cached("other.py") == first
+    assert len(runs) == count
+
+
+def test_what_decides_a_measurement_is_in_its_name(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(BAD.read_text())
+    cached("--cache-dir", "kept", "train.py")
+    count = len(runs)
+    monkeypatch.setattr("acclint.probe.confirm.versions_of", lambda python: "another torch")
+    cached("--cache-dir", "kept", "train.py")
+    assert len(runs) == 2 * count
+    Path("train.py").write_text(BAD.read_text().replace("momentum=0.9", "momentum=0.8"))
+    cached("--cache-dir", "kept", "train.py")
+    assert len(runs) == 3 * count
+    assert not Path(".acclint_cache").exists()
+
+
+def test_without_the_cache_nothing_is_kept(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(BAD.read_text())
+    cached("train.py")
+    count = len(runs)
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    cached("--no-cache", "train.py")
+    assert len(runs) == 2 * count
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+def test_a_broken_entry_is_measured_again(runs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(BAD.read_text())
+    folder = tmp_path / "kept"
+    cached("--cache-dir", str(folder), str(tmp_path / "train.py"))
+    count = len(runs)
+    for path in folder.rglob("*.json"):
+        path.write_text("{")
+    cached("--cache-dir", str(folder), str(tmp_path / "train.py"))
+    assert len(runs) == 2 * count
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(runs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(BAD.read_text())
+    (tmp_path / "kept").write_text("a file")
+    assert "confirmed" in cached("--cache-dir", str(tmp_path / "kept"), str(tmp_path / "train.py"))
+    assert runs
+
+
+def test_old_entries_are_removed(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "versions")
+    for name in ("old", "new"):
+        kept.put(name, {"a": 1})
+    os.utime(tmp_path / "slices" / "old.json", (1, 1))
+    kept.tidy()
+    assert kept.get("old") is None
+    assert kept.get("new") == {"a": 1}
+
+
+def test_versions_are_those_of_the_interpreter(tmp_path: Path) -> None:
+    assert sys.version in versions_of(sys.executable)
+    assert not versions_of(tmp_path / "no-python")
 
 
 # --- notebooks and pages ---------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def confirmer() -> Iterator[Confirmer]:
 
 
 def judge(confirmer: Confirmer, path: Path, text: str) -> Judged:
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     row = next(row for row, line in enumerate(text.splitlines(), 1) if "backward(" in line)
     place = Place(str(path), row, 1, row, 40)
@@ -133,6 +134,25 @@ def test_no_detour_reads_a_file(confirmer: Confirmer, tmp_path: Path, name: str)
     assert one.verdict == "inconclusive", one.text
     for run in confirmer.runs.values():
         assert SECRET not in str(run.measurement), run.way
+
+
+def test_a_file_with_the_name_of_an_allowed_module_is_not_run(confirmer: Confirmer, tmp_path: Path) -> None:
+    for name in ("statistics", "bisect", "accelerate"):
+        (tmp_path / f"{name}.py").write_text(f"raise ValueError({SECRET!r})")
+    text = LOOP.format(
+        before="import statistics, bisect, accelerate", after="0 * statistics.mean([bisect.bisect([], 1)])"
+    )
+    one = judge(confirmer, tmp_path / "train.py", text)
+    assert one.verdict == "confirmed", one.text
+
+
+def test_a_file_in_the_working_directory_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("copy", "random", "torch"):
+        Path(f"{name}.py").write_text(f"raise ValueError({SECRET!r})")
+    with Confirmer() as confirmer:
+        one = judge(confirmer, tmp_path / "sub" / "train.py", LOOP.format(before="import copy", after="0"))
+    assert one.verdict == "confirmed", one.text
 
 
 def test_a_secret_would_be_seen(confirmer: Confirmer, tmp_path: Path) -> None:
