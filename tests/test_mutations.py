@@ -76,6 +76,16 @@ def test_a_confirmation_is_never_falsely_sure() -> None:
     assert asked.count("rightly refuted") > 0.5 * len(asked) > 20
 
 
+def test_each_kind_of_verdicts_has_its_section_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.md"
+    first, second = watched.table([]), confirmed.table([])
+    for text in (first, second, first, second):
+        watched.put_section(path, text)
+    assert path.read_text() == f"{first}\n{second}"
+    watched.put_section(path, first.replace("0 mutants", "7 mutants"))
+    assert path.read_text() == first.replace("0 mutants", "7 mutants") + "\n" + second
+
+
 def test_the_same_seed_makes_the_same_mutants() -> None:
     scripts = {path.name: path.read_text() for path in BASE.glob("base_*.py")}
     first, second = ([mutant.text for mutant in sample(scripts, 40, 7)] for _ in range(2))

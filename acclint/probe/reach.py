@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import sys
 import types
-from collections.abc import Callable
+import weakref
 from typing import Any
 
 from acclint.probe.allowed import BUILTINS_REFUSED, FRAMEWORKS, is_open, is_refused, is_refused_member
@@ -17,15 +18,19 @@ from acclint.probe.standins import Anything, world
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 
 
+# The modules that are shown; not kept in what is shown of them, where a slice could take them.
+_real: weakref.WeakKeyDictionary[Shown, types.ModuleType] = weakref.WeakKeyDictionary()
+
+
 class Shown(types.ModuleType):
     """A module as a slice sees it: other modules that it has imported, say, are stand-ins."""
 
     def __init__(self, module: types.ModuleType) -> None:
         super().__init__(module.__name__)
-        self.__dict__["_acc_module"] = module
+        _real[self] = module
 
     def __getattr__(self, name: str) -> Any:
-        module = self.__dict__["_acc_module"]
+        module = _real[self]
         if name == "__all__":
             return getattr(module, name, None) or [one for one in dir(module) if not one.startswith("_")]
         if is_refused_member(module.__name__, name):
@@ -40,7 +45,7 @@ class Shown(types.ModuleType):
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["_acc_module"], name, value)
+        setattr(_real[self], name, value)
 
 
 def _is_from_open(value: Any) -> bool:
@@ -74,8 +79,7 @@ class Builtins(dict[str, Any]):
         super().__init__({name: value for name, value in kept.items() if not name.startswith("__")})
         self.update(__import__=import_module, __build_class__=builtins.__build_class__)
         self.update(print=lambda *args, **options: None)
-        for function in (getattr, hasattr, setattr, delattr):
-            self[function.__name__] = _by_name(function)
+        self.update(vars=attributes, getattr=_attribute)
 
     def __missing__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -85,12 +89,19 @@ class Builtins(dict[str, Any]):
         return self[name]
 
 
-def _by_name(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A builtin that takes the name of an attribute, without those that lead out of the slice."""
+def attributes(*value: Any) -> Any:
+    """`vars(x)` and `x.__dict__`, but for classes and modules, whose own lead out of the slice."""
+    if not value:
+        return sys._getframe(1).f_locals
+    if isinstance(value[0], (type, types.ModuleType)):
+        raise AttributeError("__dict__")
+    return vars(*value)
 
-    def checked(value: Any, name: Any, *more: Any) -> Any:
-        if is_refused(str(name)):
-            raise AttributeError(name)
-        return function(value, name, *more)
 
-    return checked
+def _attribute(value: Any, name: str, *default: Any) -> Any:
+    """`getattr` without the attributes that lead out of the slice."""
+    if name == "__dict__":
+        return attributes(value)
+    if is_refused(str(name)):
+        raise AttributeError(name)
+    return getattr(value, name, *default)

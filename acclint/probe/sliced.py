@@ -22,7 +22,7 @@ from torch import nn
 from acclint.knowledge import names
 from acclint.probe.allowed import word_set
 from acclint.probe.harm import Harm
-from acclint.probe.reach import Builtins
+from acclint.probe.reach import Builtins, attributes
 from acclint.probe.rewrite import Rewrite
 from acclint.probe.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
 from acclint.probe.tame import OnTheProcessor, tame
@@ -104,6 +104,8 @@ class Helpers:
         if entry and not issubclass(value, nn.Module) and "__getattr__" not in value.__dict__:
             value.__getattr__ = missing_attribute  # type: ignore[attr-defined]
         return value
+
+    attributes = staticmethod(attributes)
 
     def filled(self, function: Any) -> Any:
         """A function that a decorator gave its arguments: those that are missing are stand-ins."""

@@ -22,7 +22,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the choice and of the compositions (default: 1)")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: 2)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what torch measured, by hash of the text")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table to a file")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="write the table to a file; verdicts: to its section of it"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write the mutants with a disagreement to a folder")
     parser.add_argument("--source", default="", help="only scripts with this text in their name")
     parser.add_argument("--operator", default="", help="only mutants of this operator")
@@ -91,7 +93,7 @@ def _verdicts(options: argparse.Namespace, scripts: dict[str, str]) -> int:
     results = judge_all(mutants, scripts, jobs=options.jobs, store=options.cache)
     text = table(results)
     if options.table:
-        options.table.write_text(text, encoding="utf-8")
+        watched.put_section(options.table, text)
     print(text)
     wrong = watched.wrong(results)
     for one, verdict in wrong:

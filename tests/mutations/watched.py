@@ -159,3 +159,14 @@ def table(results: Sequence[Watched]) -> str:
     lines += [f"| {code} | {' | '.join(str(rows[code][s]) for s in states)} |" for code in sorted(rows)]
     lines += [f"| all | {' | '.join(str(total[s]) for s in states)} |"]
     return "\n".join(lines) + "\n"
+
+
+def put_section(path: Path, text: str) -> None:
+    """Put a table into a file in place of the section with the same title, or behind all others."""
+    title = text.partition("\n")[0]
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    sections = [section for section in re.split(r"(?m)^(?=# )", old) if section.strip()]
+    made = [text if section.startswith(title + "\n") else section for section in sections]
+    if text not in made:
+        made.append(text)
+    path.write_text("\n".join(section.rstrip() + "\n" for section in made), encoding="utf-8")

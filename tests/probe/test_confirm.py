@@ -223,6 +223,28 @@ def test_what_numbers_leave_open_is_inconclusive(
     assert words in one.text
 
 
+WORKERS = """\
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randn(32, 1)), 2, False, None, None, 2)
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for i, (x, y) in enumerate(data):
+    loss = nn.functional.mse_loss(net(x), y) / 4
+    loss.backward()
+    if (i + 1) % (4 + data.num_workers) == 0:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+def test_loaders_start_no_processes(confirmer: Confirmer, tmp_path: Path) -> None:
+    one = asked(confirmer, tmp_path, WORKERS, "ACC001", 10)
+    assert one.verdict == "refuted", one.text  # windows of 4: there are no workers
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 BAD = ROOT / "ACC001" / "bad_plain_modulo.py"

@@ -78,6 +78,27 @@ DETOURS = {
         "vars(type(nn.Linear.forward))['__glo' + 'bals__']"
         ".__get__(torch.manual_seed)['__builtins__']['open'](FILE).read()",
     ),
+    "a module behind a shown one": ("", f"torch._acc_module.os{READ}"),
+    "attributes of a module": ("", f"[m for m in vars(torch).values() if hasattr(m, 'os')][0].os{READ}"),
+    "attributes of a class": (
+        "def all_of(x):\n    found = type.__dict__['__subclasses__'](x)\n"
+        "    return found + [d for c in found if c is not type for d in all_of(c)]",
+        "[c for c in all_of(object) if c.__name__ == 'FileIO'][0](FILE).readall().decode()",
+    ),
+    "attributes of a class by name": (
+        "def all_of(x):\n    found = getattr(type, '__dict__')['__subclasses__'](x)\n"
+        "    return found + [d for c in found if c is not type for d in all_of(c)]",
+        "[c for c in all_of(object) if c.__name__ == 'FileIO'][0](FILE).readall().decode()",
+    ),
+    "vars of a class": (
+        "def all_of(x):\n    found = vars(type)['__subclasses__'](x)\n"
+        "    return found + [d for c in found if c is not type for d in all_of(c)]",
+        "[c for c in all_of(object) if c.__name__ == 'FileIO'][0](FILE).readall().decode()",
+    ),
+    "a file of arguments": (
+        "import argparse",
+        "argparse.ArgumentParser(fromfile_prefix_chars='@')._read_args_from_files(['@' + FILE])[0]",
+    ),
     "a decorator": (
         "@(lambda f: keep.append(open(FILE).read()) or f)\ndef g(keep):\n    return keep\nkeep = []",
         "g(keep)[0]",
