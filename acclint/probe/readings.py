@@ -282,8 +282,11 @@ def graphs_pile_up(measured: Measurement, optimizer: int, found: list[Window]) -
 
 def windows_shifted(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
     """The first window, or every third one, holds another number of micro-batches than its losses are divided for."""
+    usual, ends = usual_size(found), _epoch_ends(measured)
 
     def wrong(window: Window) -> bool:
+        if window.size < usual and window.end in ends:  # what is left of an epoch: a question of its own
+            return False
         # of other factors (a penalty that is added, losses over scales) the sum that is right is not known
         divided = all(0 < w < 0.9 and window.is_factor(w, 1 / round(1 / w)) for w in window.weights)
         return window.means and window.explained and divided and window.different
@@ -308,8 +311,8 @@ def windows_shifted(measured: Measurement, optimizer: int, found: list[Window]) 
     return Reading(None, _undecided(measured, optimizer, found) or f"the updates hold {_listed(sizes)} micro-batches")
 
 
-def tail_left_over(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
-    """Calls at the end of an epoch are lost, or the first window sums up to 1 and the one at that end does not."""
+def _epoch_ends(measured: Measurement) -> list[int]:
+    """How many backward calls were made when the passes through loaders ended."""
     ends, count = [], 0
     for event in measured.events:
         count += event.kind in ("backward", "grad")
@@ -317,6 +320,12 @@ def tail_left_over(measured: Measurement, optimizer: int, found: list[Window]) -
             ends.append(count)
     if measured.outcome == "finished":
         ends.append(len(measured.backwards))
+    return ends
+
+
+def tail_left_over(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
+    """Calls at the end of an epoch are lost, or the first window sums up to 1 and the one at that end does not."""
+    ends = _epoch_ends(measured)
     size = usual_size(found)
     for event in measured.events:
         if event.kind == "loader_begin" and size > 1:

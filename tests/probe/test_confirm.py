@@ -169,6 +169,21 @@ for i in range(16):
         optimizer.step()
         optimizer.zero_grad()
 """
+FLUSHED = """\
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+loader = DataLoader(TensorDataset(torch.randn(21, 4), torch.randn(21, 1)), batch_size=3)
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        (nn.functional.mse_loss(net(x), y) / 4).backward()
+        if (i + 1) % 4 == 0 or i + 1 == len(loader):
+            optimizer.step()
+            optimizer.zero_grad()
+"""
 BY_HAND = """\
 import torch
 from torch import nn
@@ -210,6 +225,7 @@ for i in range(16):
         (ROOT / "ACC001" / "good_undivided_penalty.py", "ACC006", ""),  # the sum that is right is not known
         (ROOT / "ACC031" / "good_losses_over_scales.py", "ACC006", ""),
         (WINDOWS.replace("if (i + 1) % 4 == 0:", "if True:"), "ACC006", "nothing was accumulated"),
+        (FLUSHED, "ACC006", ""),  # the short windows are a question of ACC007
         (SUMS, "ACC016", ""),  # the 4 is the number of samples
     ],
 )
