@@ -48,11 +48,14 @@ _MEMBERS = word_set(
     "import_ir_module import_ir_module_from_buffer PyTorchFileReader PyTorchFileWriter FileStore TCPStore HashStore"
 )
 _TAMED = frozenset({"save", "load"})  # of torch itself; see `tame.py`
-# Attributes that lead from an object to the code and the frames around it, to files, or to a module.
+# Attributes that lead from an object to the code and the frames around it.
 _ATTRIBUTES = word_set(
     "gi_frame gi_code cr_frame cr_code ag_frame ag_code f_back f_builtins f_code f_globals f_locals tb_frame tb_next "
-    "_evaluate from_file _write_file _new_using_filename_cpu tofile ctypes multiprocessing_context "
-    "_read_args_from_files"
+    "_evaluate"
+)
+# Attributes that lead to files, or to a module; a stand-in takes their place, whatever object has them.
+REPLACED = word_set(
+    "from_file _write_file _new_using_filename_cpu tofile ctypes multiprocessing_context _read_args_from_files"
 )
 _DUNDERS = word_set(
     "__init__ __new__ __call__ __class__ __name__ __qualname__ __module__ __doc__ __dict__ __version__ __len__ "
@@ -102,7 +105,7 @@ def _refused(node: ast.AST) -> Iterator[tuple[int, str]]:
         yield node.lineno, node.id
     elif isinstance(node, ast.MatchClass):  # reads attributes: those it names, and those that the class lists
         for name in node.kwd_attrs:
-            if is_refused(name) or name == "__dict__":
+            if is_refused(name) or name == "__dict__" or name in REPLACED:
                 yield node.lineno, name
         if node.patterns and not (isinstance(node.cls, ast.Name) and node.cls.id in _PATTERNS):
             yield node.lineno, f"case {ast.unparse(node.cls)}(...)"

@@ -12,7 +12,7 @@ import types
 import weakref
 from typing import Any
 
-from acclint.probe.allowed import BUILTINS_REFUSED, FRAMEWORKS, is_open, is_refused, is_refused_member
+from acclint.probe.allowed import BUILTINS_REFUSED, FRAMEWORKS, REPLACED, is_open, is_refused, is_refused_member
 from acclint.probe.standins import Anything, world
 
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType)
@@ -98,10 +98,17 @@ def attributes(*value: Any) -> Any:
     return vars(*value)
 
 
+def replaced(value: Any, name: str) -> Any:
+    """An attribute of `REPLACED`."""
+    return getattr(value, name) if isinstance(value, Anything) else Anything(name)
+
+
 def _attribute(value: Any, name: str, *default: Any) -> Any:
     """`getattr` without the attributes that lead out of the slice."""
     if name == "__dict__":
         return attributes(value)
+    if name in REPLACED:
+        return replaced(value, name)
     if is_refused(str(name)):
         raise AttributeError(name)
     return getattr(value, name, *default)

@@ -9,6 +9,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+from acclint.probe.allowed import REPLACED
 from acclint.probe.standins import World
 
 
@@ -37,6 +38,8 @@ class Rewrite(ast.NodeTransformer):
             return self.call("k", node, ast.Constant(node.attr))
         if isinstance(node.ctx, ast.Load) and node.attr == "__dict__":
             return self.call("attributes", node.value)
+        if isinstance(node.ctx, ast.Load) and node.attr in REPLACED:
+            return self.call("replaced", node.value, ast.Constant(node.attr))
         return node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:

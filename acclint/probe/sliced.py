@@ -22,7 +22,7 @@ from torch import nn
 from acclint.knowledge import names
 from acclint.probe.allowed import word_set
 from acclint.probe.harm import Harm
-from acclint.probe.reach import Builtins, attributes
+from acclint.probe.reach import Builtins, attributes, replaced
 from acclint.probe.rewrite import Rewrite
 from acclint.probe.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
 from acclint.probe.tame import OnTheProcessor, tame
@@ -106,6 +106,7 @@ class Helpers:
         return value
 
     attributes = staticmethod(attributes)
+    replaced = staticmethod(replaced)
 
     def filled(self, function: Any) -> Any:
         """A function that a decorator gave its arguments: those that are missing are stand-ins."""

@@ -324,7 +324,7 @@ class _Slicer:
             elif isinstance(statement, ast.Raise):
                 if self._in_handler(statement):
                     self._keep(statement)
-            elif self._matters(statement):
+            elif self._matters(statement) or self._ends_a_loop(statement):
                 self._keep(statement)
 
     def _loop(self, statement: ast.stmt) -> ast.stmt | None:
@@ -340,6 +340,13 @@ class _Slicer:
             and parent in self.kept
             and any(statement in handler.body for handler in parent.handlers)
         )
+
+    def _ends_a_loop(self, statement: ast.stmt) -> bool:
+        """Whether an exception of a statement, as of `next()`, leads to a jump that is kept."""
+        parent = self.parent[statement]
+        if not isinstance(parent, ast.Try) or statement not in parent.body or tells(statement):
+            return False
+        return any(isinstance(one, JUMPS) and one in self.kept for handler in parent.handlers for one in handler.body)
 
     def _matters(self, statement: ast.stmt) -> bool:
         """Whether a statement writes or changes something that is read by what is kept."""

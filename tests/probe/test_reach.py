@@ -65,6 +65,10 @@ DETOURS = {
     "torch.hub": ("", f"torch.hub.os{READ}"),
     "cpp_extension": ("import torch.utils.cpp_extension as c", "c.os.read(c.os.open(FILE, 0), 99).decode()"),
     "from_file": ("", "bytes(torch.from_file(FILE, size=22, dtype=torch.uint8).tolist()).decode()"),
+    "from_file by name": (
+        "",
+        "bytes(getattr(torch.UntypedStorage, 'from_' + 'file')(FILE, False, 22).tolist()).decode()",
+    ),
     "getattr": ("", f"getattr(len, '__se' + 'lf__'){OPEN}"),
     "attrgetter": ("import operator", f"operator.attrgetter('__self__')(len){OPEN}"),
     "builtins by name": ("", "__builtins__['open'](FILE).read()"),
@@ -217,6 +221,13 @@ args = Settings()
     one = judge(confirmer, tmp_path / "train.py", text)
     assert one.verdict == "confirmed", one.text
     assert all(run.pure for run in confirmer.runs.values())
+
+
+def test_a_file_of_the_users_own_reader_is_a_stand_in(confirmer: Confirmer, tmp_path: Path) -> None:
+    before = "from project.data import Template\ntemplate = Template().from_file('a.txt')"
+    one = judge(confirmer, tmp_path / "train.py", LOOP.format(before=before, after="0 * len(template)"))
+    assert one.verdict == "consistent", one.text
+    assert "`len(template)` is not known (line 9)" in one.text
 
 
 def test_the_list_of_modules() -> None:

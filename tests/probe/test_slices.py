@@ -153,6 +153,24 @@ def test_a_file_that_imports_torch_only_may_be_run_whole() -> None:
     assert "print(math.pi)" in found.whole and "print" not in found.text
 
 
+def test_what_ends_a_loop_by_an_exception_is_kept() -> None:
+    _, lines = sliced(
+        """\
+        stream = iter(range(8))
+        while True:
+            try:
+                _ = next(stream)
+                print("next")
+            except StopIteration:
+                break
+            model(x).mean().backward()
+        """
+    )
+    assert "stream = iter(range(8))" in lines
+    assert "_ = next(stream)" in lines
+    assert 'print("next")' not in lines
+
+
 def test_functions_that_call_each_other() -> None:
     found, _ = sliced(
         """\
