@@ -30,6 +30,7 @@ frameworks: $(VENV)/.tools
 mutations: $(VENV)/.tools
 	$(BIN)/python -m tests.mutations --all --table benchmarks/mutations.md
 	$(BIN)/python -m tests.mutations --probe --sample 600 --table benchmarks/verdicts.md
+	$(BIN)/python -m tests.mutations --confirm --sample 1000 --table benchmarks/verdicts.md
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff check .

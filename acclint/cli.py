@@ -108,8 +108,13 @@ def cli() -> None:
 @click.option("--force-exclude", is_flag=True, help="Leave excluded files out even if they are given by name.")
 @click.option("--exit-zero", is_flag=True, help="Exit with 0 though there are findings.")
 @click.option("--exit-non-zero-on-fix", is_flag=True, help="Exit with 1 if --fix changed a file.")
-@click.option("--no-cache", is_flag=True, help="Do not use the cache.")
-@click.option("--cache-dir", type=click.Path(), metavar="DIR", help="Where the cache lies.")
+@click.option("--no-cache", is_flag=True, help="Run slices anew, and keep nothing.")
+@click.option(
+    "--cache-dir",
+    type=click.Path(),
+    metavar="DIR",
+    help="Where --confirm keeps what it measured.  [default: .acclint_cache]",
+)
 @click.option("-j", "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes. Default: one per CPU.")
 @click.option("--config", type=click.Path(), metavar="FILE", help="A pyproject.toml to use for all files.")
 @click.option("--isolated", is_flag=True, help="Use no pyproject.toml at all.")
@@ -165,10 +170,12 @@ def _confirm(result: Result, options: dict[str, Any]) -> Result:
     """The findings with what was measured; as they are, and a line that says so, where nothing can be measured."""
     from acclint.probe import OracleError
     from acclint.probe.confirm import confirm
+    from acclint.probe.kept import FOLDER
 
     live = sys.stderr.isatty() and not options["quiet"]
+    cache = None if options["no_cache"] else options["cache_dir"] or FOLDER
     try:
-        return confirm(result, _show_confirmed if live else None)
+        return confirm(result, _show_confirmed if live else None, cache)
     except OracleError as error:
         _say(f"warning: nothing was confirmed: {error}")
         return result

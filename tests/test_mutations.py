@@ -12,7 +12,7 @@ if importlib.util.find_spec("torch") is None:
     pytest.skip("labels need torch", allow_module_level=True)
 
 from acclint.probe import measure
-from tests.mutations import watched
+from tests.mutations import confirmed, watched
 from tests.mutations.label import Label, Summary, label
 from tests.mutations.operators import HARMFUL, HARMLESS
 from tests.mutations.run import Mutant, Result, changes, compose, every, run, sample, sources, table
@@ -62,6 +62,28 @@ def test_the_probe_is_never_falsely_sure() -> None:
     assert not wrong, "\n".join(f"{verdict} on {one.mutant.name}: {one.truth}" for one, verdict in wrong)
     states = [verdict.state for one in results for verdict in one.verdicts]
     assert states.count("rightly confirmed") > 0.8 * len(states) > 5
+
+
+def test_a_confirmation_is_never_falsely_sure() -> None:
+    """The same of --confirm, which is also asked about what right scripts do not have."""
+    scripts = sources()
+    results = confirmed.confirm_all(sample(scripts, 40, 22), scripts)
+    wrong = watched.wrong(results)
+    assert not wrong, "\n".join(f"{verdict} on {one.mutant.name}: {one.truth}" for one, verdict in wrong)
+    reported = [verdict.state for one in results for verdict in one.verdicts if verdict.predicted]
+    asked = [verdict.state for one in results for verdict in one.verdicts if not verdict.predicted]
+    assert reported.count("rightly confirmed") > 0.7 * len(reported) > 5
+    assert asked.count("rightly refuted") > 0.5 * len(asked) > 20
+
+
+def test_each_kind_of_verdicts_has_its_section_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.md"
+    first, second = watched.table([]), confirmed.table([])
+    for text in (first, second, first, second):
+        watched.put_section(path, text)
+    assert path.read_text() == f"{first}\n{second}"
+    watched.put_section(path, first.replace("0 mutants", "7 mutants"))
+    assert path.read_text() == first.replace("0 mutants", "7 mutants") + "\n" + second
 
 
 def test_the_same_seed_makes_the_same_mutants() -> None:

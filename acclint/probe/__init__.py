@@ -180,7 +180,10 @@ class Update:
 
 @dataclass(frozen=True)
 class OptimizerRecord:
-    """An optimizer in order of construction, or "manual": parameters that the script updated by hand."""
+    """An optimizer in order of construction, or "manual": parameters that the script updated by hand.
+
+    `moved`: its parameters changed though it had taken no step.
+    """
 
     name: str
     line: int
@@ -188,6 +191,7 @@ class OptimizerRecord:
     weight_decay: float | None
     parameters: int
     updates: tuple[Update, ...]
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -402,7 +406,7 @@ PATIENCE = 5.0  # seconds for the server to end a script and to delete its files
 
 _START = """\
 import sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:] = [sys.argv[1], *filter(None, sys.path)]  # a random.py in the working directory is not Python's
 import acclint.probe.run
 sys.path.remove(sys.argv[1])
 acclint.probe.run.serve(sys.argv[2])

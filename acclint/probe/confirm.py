@@ -10,20 +10,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from acclint.findings import Finding
+from acclint.findings import Finding, Place
 from acclint.lint import Outcome, Result
 from acclint.probe import Limits, Measurement, Oracle, OracleError, Term
+from acclint.probe.kept import Kept, versions_of
 from acclint.probe.readings import CHECKS
 from acclint.probe.slices import CannotSlice, Slice, cut
 from acclint.probe.verdict import CONFIRMED, INCONCLUSIVE, REFUTED, Judged, Run
 from acclint.probe.watch import interpreter
 from acclint.probe.windows import usual_size, windows
+from acclint.source import SourceError, Unit, read
 
 CONSISTENT = "consistent"
 
@@ -117,16 +120,21 @@ class Case:
         return Run(measurement, self.path, {self.path: self.text}).judge(self.finding)
 
 
-def confirm(result: Result, progress: Callable[[int, int], None] | None = None) -> Result:
+def confirm(
+    result: Result, progress: Callable[[int, int], None] | None = None, cache: str | os.PathLike[str] | None = None
+) -> Result:
     """Measure all findings of a result that are shown; each then has `evidence["measured"]`.
 
-    `progress` is called with the numbers of findings that are measured and of all. Raises OracleError where nothing can
-    be measured: no torch, no fork.
+    `progress` is called with the numbers of findings that are measured and of all. What is measured is kept in the
+    folder `cache`, if it is given. Raises OracleError where nothing can be measured: no torch, no fork.
     """
     count = sum(_is_rule(finding) for finding in result.findings)
     if not count:
         return result
-    with Confirmer(Oracle(interpreter())) as confirmer:
+    python = interpreter()
+    versions = versions_of(python) if cache is not None else ""
+    kept = Kept(cache, versions) if cache is not None and versions else None
+    with Confirmer(Oracle(python), kept) as confirmer:
         outcomes = []
         for outcome in result.outcomes:
             outcomes.append(confirmer.outcome(outcome))
@@ -151,19 +159,30 @@ def _is_rule(finding: Finding) -> bool:
 class Confirmer:
     """Measures findings with one server process. Use it as a context manager.
 
-    Equal slices are measured once. `seconds` are those that each finding took.
+    Equal slices are measured once, and with `kept` once for all runs of acclint; then the server is not started before
+    it is needed. `seconds` are those that each finding took.
     """
 
     oracle: Oracle = field(default_factory=Oracle)
+    kept: Kept | None = None
     runs: dict[tuple[object, ...], Measured] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
+    started: bool = False
 
     def __enter__(self) -> Confirmer:
-        self.oracle.__enter__()
+        if self.kept is None:
+            self._start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.oracle.close()
+        if self.kept is not None:
+            self.kept.tidy()
+
+    def _start(self) -> None:
+        if not self.started:
+            self.oracle.__enter__()
+            self.started = True
 
     def outcome(self, outcome: Outcome) -> Outcome:
         """The same file with `evidence["measured"]` in each finding that is shown."""
@@ -174,33 +193,43 @@ class Confirmer:
 
     def judge(self, filename: str, findings: Sequence[Finding]) -> list[Judged]:
         """The findings of one file with their verdicts."""
-        path = os.path.abspath(filename)
-        try:
-            text = Path(path).read_text(encoding="utf-8") if path.endswith((".py", ".pyw")) else ""
-        except (OSError, UnicodeDecodeError):
-            text = ""
         judged = []
+        unit = _unit(filename)
         for finding in findings:
             began = time.monotonic()
             try:
-                judged.append(self._judge(finding, path, text))
-            except OracleError as error:  # of this slice: the server was there when it was started
+                judged.append(self._judge(finding, unit))
+            except OracleError as error:
+                if not self.started:
+                    raise  # nothing can be measured, not this slice alone
                 why = (str(error).strip().splitlines() or ["?"])[-1]
                 judged.append(_said(finding, INCONCLUSIVE, f"acclint could not measure it: {why}"))
             self.seconds.append(time.monotonic() - began)
         return judged
 
-    def _judge(self, finding: Finding, path: str, text: str) -> Judged:
+    def _judge(self, finding: Finding, unit: Unit | None) -> Judged:
         if finding.code not in CHECKS:
             return _said(finding, INCONCLUSIVE, f"what a run shows says nothing about {finding.code}")
-        if not text:
-            return _said(finding, INCONCLUSIVE, "only Python files can be run")
+        if unit is None:
+            return _said(finding, INCONCLUSIVE, "the file cannot be read")
+        if unit.rows is None:
+            return self._judge_in_unit(finding, unit)
+        judged = self._judge_in_unit(_moved(finding, unit), unit)  # cells and blocks are cut and run as one text
+        text = _in_cells(judged.text, unit)
+        data = {**judged.finding.evidence["measured"], "text": text}
+        for one in data.get("contributions", ()):
+            one["line"] = unit.rows[one["line"] - 1].row if one["line"] else 0
+        evidence = {**finding.evidence, "measured": data}
+        return dataclasses.replace(judged, finding=dataclasses.replace(finding, evidence=evidence), text=text)
+
+    def _judge_in_unit(self, finding: Finding, unit: Unit) -> Judged:
+        """The verdict for a finding whose rows are those of the unit."""
         places = [finding.place, *(related.place for related in finding.related)]
         try:
-            part = cut(text, {place.row for place in places if place.filename == finding.place.filename})
+            part = cut(unit.text, {place.row for place in places if place.filename == finding.place.filename})
         except CannotSlice as error:
             return _said(finding, INCONCLUSIVE, str(error))
-        case = Case(finding, part, path, text)
+        case = Case(finding, part, os.path.abspath(unit.filename), unit.text)
         measured, why = self._measure(case)
         if measured is None:
             return _said(finding, INCONCLUSIVE, why)
@@ -255,7 +284,7 @@ class Confirmer:
         part = case.part
         text = part.whole if way.whole else part.text
         rest = max(1, k // 2) if case.finding.code in _RESTS else 0
-        key = (text, case.path, way, name, k, rest)
+        key = (text, way, name, k, rest)
         if key not in self.runs:
             spec = {
                 "mode": "entry" if way.entry else "script",
@@ -274,8 +303,21 @@ class Confirmer:
                 "devices": any(word in text for word in ("cuda", "device", "mps", "pin_memory")),
             }
             limits = Limits(TIMEOUT, BACKWARDS, UPDATES, (math.lcm(8, k), max(24, 2 * k)))
-            self.runs[key] = Measured(*self.oracle.run_slice(text, case.path, limits, spec), way, 4 * k + rest, k)
+            self.runs[key] = Measured(*self._measured(text, case.path, limits, spec), way, 4 * k + rest, k)
         return self.runs[key]
+
+    def _measured(
+        self, text: str, path: str, limits: Limits, spec: Mapping[str, Any]
+    ) -> tuple[Measurement, Mapping[str, Any]]:
+        """A run of a slice, if it is not known how it ends."""
+        name = self.kept.name(text, dataclasses.asdict(limits), spec) if self.kept is not None else ""
+        if self.kept is not None and (known := self.kept.get(name)) is not None:
+            return Measurement.from_json(known["measurement"]), known["answered"]
+        self._start()
+        measurement, answered = self.oracle.run_slice(text, path, limits, spec)
+        if self.kept is not None and measurement.outcome != "timeout":  # it may have been the load of the machine
+            self.kept.put(name, {"measurement": measurement.to_json(), "answered": answered})
+        return measurement, answered
 
     # --- what a number is worth ---
 
@@ -340,6 +382,45 @@ class Confirmer:
             if not other.ended or case.read(other.measurement).verdict != verdict:
                 return f"`{name}` decides (line {row})"
         return ""
+
+
+def _unit(filename: str) -> Unit | None:
+    """The Python of a file as the check reads it: cells of a notebook and blocks of a page are one text."""
+    try:
+        units = read(Path(filename).read_bytes(), filename).units
+    except (OSError, SourceError):
+        return None
+    return units[0] if units else None
+
+
+def _moved(finding: Finding, unit: Unit) -> Finding:
+    """The finding with its places in the rows of the unit's text."""
+    rows = {(place.cell, place.row): row for row, place in enumerate(unit.rows or (), 1)}
+
+    def moved(place: Place) -> Place:
+        first = rows.get((place.cell, place.row))
+        if first is None or place.filename != finding.place.filename:
+            return place
+        return dataclasses.replace(place, row=first, end_row=first + place.end_row - place.row, cell=None)
+
+    related = tuple(dataclasses.replace(one, place=moved(one.place)) for one in finding.related)
+    return dataclasses.replace(finding, place=moved(finding.place), related=related)
+
+
+def _in_cells(text: str, unit: Unit) -> str:
+    """What was said with rows of the unit's text, with those of the file; in a notebook with the cell."""
+    rows = unit.rows or ()
+
+    def told(match: re.Match[str]) -> str:
+        row = int(match[1])
+        if not 0 < row <= len(rows):
+            return match[0]
+        place = rows[row - 1]
+        return (
+            f"cell {place.cell}, line {place.row}" if unit.filename.lower().endswith(".ipynb") else f"line {place.row}"
+        )
+
+    return re.sub(r"\bline (\d+)\b", told, text)
 
 
 def _weights(measurement: Measurement) -> list[list[float]]:

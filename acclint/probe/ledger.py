@@ -140,6 +140,7 @@ class Ledger:
                     "lr": o.lr,
                     "weight_decay": o.weight_decay,
                     "parameters": o.parameters,
+                    "moved": o.moved,
                     "updates": o.updates,
                 }
                 for o in self.optimizers
@@ -466,14 +467,21 @@ class Ledger:
         return math.nan if broken and residual <= RESIDUAL else residual
 
     def _moved_by_hand(self) -> list[tuple[Leaf, Tensor]]:
-        """Parameters of no optimizer that have changed since the last look, and their change."""
+        """Parameters of no optimizer that have changed since the last look, and their change.
+
+        Of an optimizer that has not stepped it is only noted that there are such.
+        """
         moved: list[tuple[Leaf, Tensor]] = []
         for leaf in self.leaves.values():
-            if leaf.owner != POOL and leaf.owner != self.manual:
+            free = leaf.owner == POOL or leaf.owner == self.manual
+            if not free and self.optimizers[leaf.owner].updates:
                 continue
             data = leaf.sample(leaf.param)
             if leaf.data is not None and leaf.data.shape == data.shape and not torch.equal(data, leaf.data):
-                moved.append((leaf, data.double() - leaf.data.double()))
+                if free:
+                    moved.append((leaf, data.double() - leaf.data.double()))
+                for owner in self.param_owners.get(id(leaf.param), ()):
+                    self.optimizers[owner].moved |= not self.optimizers[owner].updates
             leaf.data = data
         return moved
 

@@ -47,6 +47,7 @@ class Optimizer:
         self.last_step = -1  # the last backward call before the last step
         self.evaluations = 0  # of the closure in the step that runs
         self.taken = False
+        self.moved = False
 
 
 class Scheduler:

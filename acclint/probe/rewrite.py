@@ -9,6 +9,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+from acclint.probe.allowed import REPLACED
 from acclint.probe.standins import World
 
 
@@ -23,12 +24,8 @@ class Rewrite(ast.NodeTransformer):
         self.training = 0  # how many loops that move gradients are around what is visited
 
     def call(self, name: str, node: ast.expr, *arguments: ast.expr) -> ast.expr:
-        function = ast.Attribute(ast.Name("__acc__", ast.Load()), name, ast.Load())
-        made = ast.Call(function, [node, *arguments], [])
-        ast.copy_location(made, node)
-        ast.copy_location(function, node)
-        ast.fix_missing_locations(made)
-        return made
+        made = ast.Call(_helper(name, node), [node, *arguments], [])
+        return ast.fix_missing_locations(ast.copy_location(made, node))
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
         if isinstance(node.ctx, ast.Load) and node.id in self.k_names:
@@ -39,6 +36,10 @@ class Rewrite(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.ctx, ast.Load) and node.attr in self.k_names:
             return self.call("k", node, ast.Constant(node.attr))
+        if isinstance(node.ctx, ast.Load) and node.attr == "__dict__":
+            return self.call("attributes", node.value)
+        if isinstance(node.ctx, ast.Load) and node.attr in REPLACED:
+            return self.call("replaced", node.value, ast.Constant(node.attr))
         return node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
@@ -108,19 +109,17 @@ class Rewrite(ast.NodeTransformer):
             return self.call("named", value, ast.Constant(name))
         return value
 
-    def visit_AugAssign(self, node: ast.AugAssign) -> Any:
+    def visit_Expr(self, node: ast.Expr | ast.AugAssign) -> Any:
         self.generic_visit(node)
         return self._tolerant(node)
 
-    def visit_Expr(self, node: ast.Expr) -> Any:
-        self.generic_visit(node)
-        return self._tolerant(node)
+    visit_AugAssign = visit_Expr
 
     def visit_For(self, node: ast.For) -> ast.AST:
         inner = [n for n in ast.walk(node) if isinstance(n, (ast.For, ast.While)) and n is not node]
-        innermost = self._moves(node.body) and not any(self._moves(n.body) for n in inner)
-        shape = _shape(node.target)
         trains = self._moves(node.body)
+        innermost = trains and not any(self._moves(n.body) for n in inner)
+        shape = _shape(node.target)
         self.training += trains
         self.generic_visit(node)
         self.training -= trains
@@ -134,23 +133,13 @@ class Rewrite(ast.NodeTransformer):
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         self.generic_visit(node)
-        made = ast.Attribute(ast.Name("__acc__", ast.Load()), "cls", ast.Load())
-        ast.copy_location(made, node)
-        ast.fix_missing_locations(made)
-        node.decorator_list.insert(0, made)
+        node.decorator_list.insert(0, _helper("cls", node))
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self.generic_visit(node)
         if node.name in self.world.spec["decorated"]:
-            made = ast.Attribute(ast.Name("__acc__", ast.Load()), "filled", ast.Load())
-            ast.copy_location(made, node)
-            ast.fix_missing_locations(made)
-            node.decorator_list.append(made)
-        return node
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
-        self.generic_visit(node)
+            node.decorator_list.append(_helper("filled", node))
         return node
 
     def _tolerant(self, node: ast.stmt) -> Any:
@@ -174,12 +163,13 @@ class Rewrite(ast.NodeTransformer):
                 ast.Expr(self.call("failed", row, ast.Constant("statement"), ast.Constant(self.training > 0)))
             )
         made = ast.Try([node], [ast.ExceptHandler(ast.Name("__acc_error__", ast.Load()), None, handler)], [], [])
-        ast.copy_location(made, node)
-        for part in ast.walk(made):
-            if isinstance(part, (ast.stmt, ast.expr, ast.excepthandler)) and not hasattr(part, "lineno"):
-                ast.copy_location(part, node)
-        ast.fix_missing_locations(made)
-        return made
+        return ast.fix_missing_locations(ast.copy_location(made, node))
+
+
+def _helper(name: str, node: ast.expr | ast.stmt) -> ast.expr:
+    """A method of `sliced.Helpers`, at the place of a node."""
+    function = ast.Attribute(ast.Name("__acc__", ast.Load()), name, ast.Load())
+    return ast.fix_missing_locations(ast.copy_location(function, node))
 
 
 def _moves(node: ast.AST, chain: frozenset[str]) -> bool:

@@ -344,7 +344,8 @@ class _Child:
         os.chdir(self.request["cwd"] or self.scratch / "cwd")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.scratch)
         sys.argv = [path, *self.request["argv"]]
-        sys.path[0:1] = [str(Path(path).parent), *(entry for entry in sys.path[:1] if entry)]
+        if not self.request.get("slice"):  # which imports none of the user's files
+            sys.path.insert(0, str(Path(path).parent))
         random.seed(0)
         torch.manual_seed(0)
         if self.force_double:

@@ -7,9 +7,7 @@ are installed, and every statement of the slice. The rest is a stand-in (`standi
 from __future__ import annotations
 
 import ast
-import builtins
 import functools
-import importlib.util
 import inspect
 import sys
 import types
@@ -22,20 +20,15 @@ import torch.utils.data
 from torch import nn
 
 from acclint.knowledge import names
+from acclint.probe.allowed import word_set
 from acclint.probe.harm import Harm
+from acclint.probe.reach import Builtins, attributes, replaced
 from acclint.probe.rewrite import Rewrite
-from acclint.probe.slices import ALLOWED, word_set
 from acclint.probe.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
 from acclint.probe.tame import OnTheProcessor, tame
 
 IDLE = 8  # after so many calls that sent nothing backward no more are made
 CALLS = 400  # so often a function without a loop of its own is called, at most
-_FRAMEWORKS = frozenset({"accelerate", "lightning", "pytorch_lightning", "transformers"})
-_REFUSED_TORCH = ("torch.hub", "torch.utils.tensorboard", "torch.utils.cpp_extension", "torch.multiprocessing")
-# Builtins that reach files, the terminal or code that is not in the slice.
-_REFUSED = word_set(
-    "open exec eval compile input breakpoint __import__ exit quit help copyright credits license memoryview"
-)
 _INDEX = word_set("i idx index step batch_idx batch_index iteration it itr batch_i global_step n_iter ni")
 
 
@@ -112,6 +105,9 @@ class Helpers:
             value.__getattr__ = missing_attribute  # type: ignore[attr-defined]
         return value
 
+    attributes = staticmethod(attributes)
+    replaced = staticmethod(replaced)
+
     def filled(self, function: Any) -> Any:
         """A function that a decorator gave its arguments: those that are missing are stand-ins."""
 
@@ -131,30 +127,6 @@ class Helpers:
         return Anything(f"{name}()")
 
 
-class _Builtins(dict[str, Any]):
-    """The builtins that touch nothing; a name that is nowhere is a stand-in."""
-
-    def __missing__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise KeyError(name)
-        found = world().number(name)
-        self[name] = Anything(name) if found is None else found
-        return self[name]
-
-
-def _import(name: str, globals_: Any = None, locals_: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-    root = name.partition(".")[0]
-    refused = name.startswith(_REFUSED_TORCH)
-    known = root in ALLOWED or (root in _FRAMEWORKS and importlib.util.find_spec(root) is not None)
-    if level or refused or not known:
-        made = Anything(root, imported=True)
-        for part in name.split(".")[1:] if fromlist else ():
-            made = getattr(made, part)
-        world().note("import", name)
-        return made
-    return builtins.__import__(name, globals_, locals_, fromlist, level)
-
-
 def program(spec: Mapping[str, Any], text: str) -> Callable[[], None]:
     """What runs the slice; call it once, in the child, with the instruments on."""
     begun = begin(spec)
@@ -163,9 +135,8 @@ def program(spec: Mapping[str, Any], text: str) -> Callable[[], None]:
     code = compile(tree, spec["path"], "exec")
     tame()
     begun.harm = Harm(clips=not spec["models"])
-    builtin: dict[str, Any] = _Builtins({name: value for name, value in vars(builtins).items() if name not in _REFUSED})
-    builtin.update(__import__=_import, __build_class__=builtins.__build_class__, __acc__=Helpers(begun))
-    builtin.update(__acc_error__=Exception, print=lambda *a, **k: None)
+    builtin = Builtins()
+    builtin.update(__acc__=Helpers(begun), __acc_error__=Exception)
     module = types.ModuleType("__main__" if spec["mode"] == "script" else "slice")
     module.__dict__.update(__file__=spec["path"], __builtins__=builtin)
     sys.modules[module.__name__] = module

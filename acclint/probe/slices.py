@@ -12,52 +12,35 @@ No torch is imported here.
 from __future__ import annotations
 
 import ast
-import functools
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acclint.knowledge.names import is_optimizer_name, words
-
-Function = ast.FunctionDef | ast.AsyncFunctionDef
-Block = ast.Module | ast.ClassDef | Function
-_LOOPS = (ast.For, ast.AsyncFor, ast.While)
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-_JUMPS = (ast.Break, ast.Continue, ast.Return)
-
-
-def word_set(text: str) -> frozenset[str]:
-    """The words of a text."""
-    return frozenset(text.split())
-
-
-# What a slice may import: torch, and modules of the standard library that touch nothing.
-ALLOWED = word_set(
-    "__future__ abc argparse bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions "
-    "functools heapq itertools math numbers operator random re statistics string time torch types typing "
-    "typing_extensions warnings weakref"
+from acclint.probe.allowed import FRAMEWORKS, is_open, obstacle
+from acclint.probe.statements import (
+    EVENTS,
+    FUNCTIONS,
+    JUMPS,
+    LOOPS,
+    Block,
+    Function,
+    attribute_names,
+    blank_out,
+    clear,
+    expressions,
+    first_row,
+    gets_optimizer,
+    is_plain,
+    is_telling,
+    key_of,
+    keys_written,
+    last_row,
+    name_of,
+    tells,
 )
 
-# Methods and functions that move gradients, and attributes that hold them.
-EVENTS = word_set(
-    "backward manual_backward step zero_grad clip_grad_norm_ clip_grad_value_ clip_grad_norm clip_gradients "
-    "unscale_ no_sync accumulate register_hook register_post_accumulate_grad_hook register_step_pre_hook "
-    "register_step_post_hook register_optimizer_step_pre_hook register_optimizer_step_post_hook "
-    "register_full_backward_hook _foreach_zero_ _foreach_div_ _foreach_mul_"
-)
+# Attributes that hold gradients, and what goes through all of them.
 _HOLDERS = frozenset({"grad", "param_groups"})
 _EACH = frozenset({"parameters", "named_parameters", "param_groups"})
-
-# Calls that tell, keep or look at something and do nothing to the training.
-_TELLING = word_set(
-    "print log logs logger logging info debug warning warn error critical write writer print_ pprint echo report "
-    "add_scalar add_scalars add_image add_images add_histogram add_text set_postfix set_postfix_str "
-    "set_description set_description_str display refresh show plot savefig save dump checkpoint record track "
-    "wandb visualize evaluate eval evaluation validate validation valid val test tests testing sample generate "
-    "inference infer benchmark profile timer"
-)
-# ... but not these methods, which change what is trained: model.eval(), loader.dataset.sample().
-_NOT_TELLING = frozenset({"eval"})
 
 
 class CannotSlice(Exception):
@@ -111,7 +94,7 @@ class _Slicer:
             if isinstance(child, ast.stmt):
                 self.statements.append(child)
                 self.parent[child], self.block[child] = parent, block
-                if isinstance(child, _FUNCTIONS):
+                if isinstance(child, FUNCTIONS):
                     self.functions.setdefault(child.name, []).append(child)
                     self._visit(child, child, child)
                 elif isinstance(child, ast.ClassDef):
@@ -128,10 +111,10 @@ class _Slicer:
         named: dict[Function, set[str]] = {f: set() for functions in self.functions.values() for f in functions}
         for statement in self.statements:
             block = self.block[statement]
-            if isinstance(block, _FUNCTIONS) and not isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+            if isinstance(block, FUNCTIONS) and not isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
                 named[block] |= {"grad"} if self._changes_parameters(statement) else set()
-                named[block] |= _names(statement)
-                named[block] |= {node.id for node in _expressions(statement) if isinstance(node, ast.Name)}
+                named[block] |= attribute_names(statement)
+                named[block] |= {node.id for node in expressions(statement) if isinstance(node, ast.Name)}
         own = {f.name: names for f, names in named.items() if f.name not in ("train", "eval", "forward", "__init__")}
         while more := {name for name, names in own.items() if name not in found and not names.isdisjoint(found)}:
             found |= more
@@ -153,13 +136,20 @@ class _Slicer:
             self._close()
             if len(self.kept) == before and not self.pending:
                 break
-        chain = {block.name for block in self.chain if isinstance(block, _FUNCTIONS)}
-        return Slice(self._render(), self._entries(), tuple(sorted(chain)), self._whole(), self._decorated())
+        chain = {block.name for block in self.chain if isinstance(block, FUNCTIONS)}
+        text = self._render()
+        try:
+            what = obstacle(ast.parse(text))
+        except SyntaxError:
+            raise CannotSlice("the statements of the loop cannot be cut out of the others") from None
+        if what:
+            raise CannotSlice(f"statements of the loop name {what}, which can lead out of it")
+        return Slice(text, self._entries(), tuple(sorted(chain)), self._whole(), self._decorated())
 
     def _unit(self, row: int) -> Block:
         """The innermost function around a row, else the module; of a class body, the module."""
-        around = [s for s in self.statements if isinstance(s, _FUNCTIONS) and _first_row(s) <= row <= _last_row(s)]
-        return min(around, key=lambda s: _last_row(s) - _first_row(s)) if around else self.tree
+        around = [s for s in self.statements if isinstance(s, FUNCTIONS) and first_row(s) <= row <= last_row(s)]
+        return min(around, key=lambda s: last_row(s) - first_row(s)) if around else self.tree
 
     def _lead_to(self, unit: Block) -> None:
         """The unit and, again and again, whatever calls it: all of that is live."""
@@ -167,22 +157,22 @@ class _Slicer:
             return
         self.chain.add(unit)
         self._go_live(unit)
-        if not isinstance(unit, _FUNCTIONS):
+        if not isinstance(unit, FUNCTIONS):
             return
         outer = self.block[unit]
         method = isinstance(outer, ast.ClassDef)
-        if isinstance(outer, _FUNCTIONS):
+        if isinstance(outer, FUNCTIONS):
             self._lead_to(outer)
         for statement in self.statements:
-            if self.block[statement] is unit or isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+            if self.block[statement] is unit or isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
                 continue
-            if any(self._names_it(node, unit, method) for node in _expressions(statement)):
+            if any(self._names_it(node, unit, method) for node in expressions(statement)):
                 block = self.block[statement]
                 if isinstance(block, ast.ClassDef):
                     continue
                 self._keep(statement)
                 self._lead_to(block)
-                self._lead_to_calls(_written(statement))
+                self._lead_to_calls(keys_written(statement))
 
     def _names_it(self, node: ast.AST, function: Function, method: bool) -> bool:
         if isinstance(node, ast.Name):
@@ -192,16 +182,17 @@ class _Slicer:
     def _lead_to_calls(self, made: set[str]) -> None:
         """Calls of what was made of a function: a factory's result, an engine that got it."""
         for statement in self.statements:
-            if not made or statement in self.kept or isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+            if not made or statement in self.kept or isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
                 continue
-            for node in _expressions(statement):
+            block = self.block[statement]
+            for node in expressions(statement):
                 called = node.func if isinstance(node, ast.Call) else None
-                while isinstance(called, ast.Attribute) and _key(called) not in made:
+                while isinstance(called, ast.Attribute) and key_of(called) not in made:
                     called = called.value
-                if called is not None and _key(called) in made and not isinstance(self.block[statement], ast.ClassDef):
+                if called is not None and key_of(called) in made and not isinstance(block, ast.ClassDef):
                     self._keep(statement)
-                    self._lead_to(self.block[statement])
-                    self._lead_to_calls(_written(statement) - made)
+                    self._lead_to(block)
+                    self._lead_to_calls(keys_written(statement) - made)
                     break
 
     def _may_be(self, node: ast.Attribute, method: Function) -> bool:
@@ -228,10 +219,10 @@ class _Slicer:
         """The innermost statements at the rows."""
         found = []
         for row in rows:
-            around = [s for s in self.statements if _first_row(s) <= row <= _last_row(s)]
+            around = [s for s in self.statements if first_row(s) <= row <= last_row(s)]
             if around:
-                best = min(around, key=lambda s: (_last_row(s) - _first_row(s), -s.col_offset))
-                if not isinstance(best, (*_FUNCTIONS, ast.ClassDef)) and not _tells(best):
+                best = min(around, key=lambda s: (last_row(s) - first_row(s), -s.col_offset))
+                if not isinstance(best, (*FUNCTIONS, ast.ClassDef)) and not tells(best):
                     found.append(best)
         return found
 
@@ -246,7 +237,7 @@ class _Slicer:
             if self.block[statement] is not block:
                 continue
             if isinstance(block, ast.ClassDef):
-                if isinstance(statement, _FUNCTIONS):
+                if isinstance(statement, FUNCTIONS):
                     if statement.name.startswith("__") or statement.name == "forward":
                         self._go_live(statement)
                 else:
@@ -259,26 +250,26 @@ class _Slicer:
             isinstance(statement, ast.ImportFrom) and any(alias.name == "*" for alias in statement.names)
         ):
             return True
-        if isinstance(statement, (ast.Import, ast.ImportFrom, *_FUNCTIONS, ast.ClassDef)):
+        if isinstance(statement, (ast.Import, ast.ImportFrom, *FUNCTIONS, ast.ClassDef)):
             return False
-        if _tells(statement):
+        if tells(statement):
             return False
         if self._changes_parameters(statement):
             return True
         if (
             isinstance(statement, ast.Expr)
             and isinstance(statement.value, ast.Call)
-            and _gets_optimizer(statement.value)
+            and gets_optimizer(statement.value)
         ):
             return True
-        names = {*_names(statement), *(n.id for n in _expressions(statement) if isinstance(n, ast.Name))}
+        names = {*attribute_names(statement), *(n.id for n in expressions(statement) if isinstance(n, ast.Name))}
         return not names.isdisjoint(self.moving)
 
     def _changes_parameters(self, statement: ast.stmt) -> bool:
         """Whether it is done to each parameter: an update by hand, noise, a decay, a copy."""
         parent = self.parent[statement]
-        while isinstance(parent, ast.stmt) and not isinstance(parent, (*_FUNCTIONS, ast.ClassDef)):
-            if isinstance(parent, _LOOPS) and not _names(parent).isdisjoint(_EACH):
+        while isinstance(parent, ast.stmt) and not isinstance(parent, (*FUNCTIONS, ast.ClassDef)):
+            if isinstance(parent, LOOPS) and not attribute_names(parent).isdisjoint(_EACH):
                 return True
             parent = self.parent[parent]
         return False
@@ -297,13 +288,13 @@ class _Slicer:
         block = self.block[statement]
         if block not in self.live:
             self._go_live(block)
-        if isinstance(statement, _FUNCTIONS):
+        if isinstance(statement, FUNCTIONS):
             defaults = [*statement.args.defaults, *(d for d in statement.args.kw_defaults if d is not None)]
             self._reads(node for default in defaults for node in ast.walk(default))
         elif isinstance(statement, ast.ClassDef):
             self._reads(node for base in statement.bases for node in ast.walk(base))
         else:
-            self._reads(_expressions(statement))
+            self._reads(expressions(statement))
 
     def _reads(self, nodes: Iterable[ast.AST]) -> None:
         for node in nodes:
@@ -327,18 +318,18 @@ class _Slicer:
         for statement in self.statements:
             if statement in self.kept or self.block[statement] not in self.live:
                 continue
-            if isinstance(statement, _JUMPS):
+            if isinstance(statement, JUMPS):
                 if isinstance(statement, ast.Return) or self._loop(statement) in self.kept:
                     self._keep(statement)
             elif isinstance(statement, ast.Raise):
                 if self._in_handler(statement):
                     self._keep(statement)
-            elif self._matters(statement):
+            elif self._matters(statement) or self._ends_a_loop(statement):
                 self._keep(statement)
 
     def _loop(self, statement: ast.stmt) -> ast.stmt | None:
         parent = self.parent[statement]
-        while isinstance(parent, ast.stmt) and not isinstance(parent, _LOOPS):
+        while isinstance(parent, ast.stmt) and not isinstance(parent, LOOPS):
             parent = self.parent[parent]
         return parent if isinstance(parent, ast.stmt) else None
 
@@ -350,6 +341,13 @@ class _Slicer:
             and any(statement in handler.body for handler in parent.handlers)
         )
 
+    def _ends_a_loop(self, statement: ast.stmt) -> bool:
+        """Whether an exception of a statement, as of `next()`, leads to a jump that is kept."""
+        parent = self.parent[statement]
+        if not isinstance(parent, ast.Try) or statement not in parent.body or tells(statement):
+            return False
+        return any(isinstance(one, JUMPS) and one in self.kept for handler in parent.handlers for one in handler.body)
+
     def _matters(self, statement: ast.stmt) -> bool:
         """Whether a statement writes or changes something that is read by what is kept."""
         if isinstance(statement, (ast.Import, ast.ImportFrom)):
@@ -358,9 +356,9 @@ class _Slicer:
             return self._acts(statement.value)
         if isinstance(statement, ast.Return | ast.Pass | ast.Assert):
             return False
-        if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
+        if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
             return False
-        return not self.read.isdisjoint(_written(statement))
+        return not self.read.isdisjoint(keys_written(statement))
 
     def _acts(self, value: ast.expr) -> bool:
         """Whether an expression statement changes something that is read."""
@@ -372,59 +370,50 @@ class _Slicer:
             return isinstance(value.target, ast.Name) and value.target.id in self.read
         if isinstance(value, (ast.ListComp, ast.GeneratorExp)):
             return self._acts(value.elt)
-        if not isinstance(value, ast.Call) or _is_telling(value):
+        if not isinstance(value, ast.Call) or is_telling(value):
             return False
         if isinstance(value.func, ast.Attribute):
-            if _key(value.func.value) in {*self.read, "super"}:
+            if key_of(value.func.value) in {*self.read, "super"}:
                 return True
-        elif _key(value.func) in self.read:
+        elif key_of(value.func) in self.read:
             return True
         given = [*value.args, *(keyword.value for keyword in value.keywords)]
-        return any(isinstance(one, (ast.Name, ast.Attribute)) and _key(one) in self.read for one in given)
+        return any(isinstance(one, (ast.Name, ast.Attribute)) and key_of(one) in self.read for one in given)
 
     def _entries(self) -> tuple[tuple[str, bool], ...]:
         """The functions that lead to the loops, the outermost first."""
-        found: list[Function] = [block for block in self.chain if isinstance(block, _FUNCTIONS)]
+        found: list[Function] = [block for block in self.chain if isinstance(block, FUNCTIONS)]
         called = {f: self._callers(f) for f in found}
         order: list[Function] = []
         while len(order) < len(found):
             ready = [f for f in found if f not in order and called[f] <= set(order)]
             order += sorted(ready or [f for f in found if f not in order], key=lambda f: f.lineno)
-        outer = [f for f in order if not isinstance(self.block[f], _FUNCTIONS)]
+        outer = [f for f in order if not isinstance(self.block[f], FUNCTIONS)]
         return tuple((self._qualified(f), self._loops_itself(f)) for f in outer)
 
     def _callers(self, function: Function) -> set[Function]:
         found = set()
         for statement in self.kept:
             block = self.block[statement]
-            if isinstance(block, _FUNCTIONS) and block in self.chain and block is not function:
+            if isinstance(block, FUNCTIONS) and block in self.chain and block is not function:
                 method = isinstance(self.block[function], ast.ClassDef)
-                nodes = () if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)) else _expressions(statement)
+                nodes = () if isinstance(statement, (*FUNCTIONS, ast.ClassDef)) else expressions(statement)
                 if any(self._names_it(node, function, method) for node in nodes):
                     found.add(block)
         return found
 
-    def _loops_itself(self, function: Function) -> bool:
-        """Whether a loop in it leads to backward calls."""
-        chain = {f.name for f in self.chain if isinstance(f, _FUNCTIONS)}
-        for statement in self.statements:
-            if isinstance(statement, _LOOPS) and self.block[statement] is function and statement in self.kept:
-                for node in ast.walk(statement):
-                    name = (
-                        node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-                    )
-                    if name in ("backward", "manual_backward") or name in chain:
-                        return True
+    def _loops_itself(self, function: Function, callers: frozenset[Function] = frozenset()) -> bool:
+        """Whether a loop in it, or in what it calls, leads to backward calls."""
+        led = [f for f in self.chain if isinstance(f, FUNCTIONS)]
+        moving = {"backward", "manual_backward", *(f.name for f in led)}
+        loops = [s for s in self.kept if isinstance(s, LOOPS) and self.block[s] is function]
+        if any(name in moving for loop in loops for name in map(name_of, ast.walk(loop))):
+            return True
+        callers |= {function}
         return any(
-            isinstance(node, (ast.Name, ast.Attribute))
-            and any(
-                other is not function
-                and other.name == (node.id if isinstance(node, ast.Name) else node.attr)
-                and self._loops_itself(other)
-                for other in self.chain
-                if isinstance(other, _FUNCTIONS) and function in self._callers(other)
-            )
-            for node in ast.walk(function)
+            function in self._callers(other) and self._loops_itself(other, callers)
+            for other in led
+            if other not in callers
         )
 
     def _qualified(self, function: Function) -> str:
@@ -432,22 +421,18 @@ class _Slicer:
         return f"{block.name}.{function.name}" if isinstance(block, ast.ClassDef) else function.name
 
     def _decorated(self) -> tuple[str, ...]:
-        kept = [statement for statement in self.kept if isinstance(statement, _FUNCTIONS)]
-        return tuple(sorted({f.name for f in kept if not all(map(_is_plain, f.decorator_list))}))
+        kept = [statement for statement in self.kept if isinstance(statement, FUNCTIONS)]
+        return tuple(sorted({f.name for f in kept if not all(map(is_plain, f.decorator_list))}))
 
     def _whole(self) -> str:
-        roots = {
-            name.partition(".")[0]
-            for statement in self.statements
-            for name in (
-                [alias.name for alias in statement.names]
-                if isinstance(statement, ast.Import)
-                else [statement.module or "?"]
-                if isinstance(statement, ast.ImportFrom)
-                else []
-            )
-        }
-        return b"".join(self.lines).decode() if roots <= ALLOWED else ""
+        names: list[str] = []
+        for statement in self.statements:
+            if isinstance(statement, ast.Import):
+                names += [alias.name for alias in statement.names]
+            elif isinstance(statement, ast.ImportFrom):
+                names.append("" if statement.level else statement.module or "")
+        own = all(is_open(name) and name.partition(".")[0] not in FRAMEWORKS for name in names)
+        return b"".join(self.lines).decode() if own and not obstacle(self.tree) else ""
 
     # --- text ---
 
@@ -456,16 +441,25 @@ class _Slicer:
         if lines and lines[0].startswith(b"\xef\xbb\xbf"):
             lines[0][:3] = b""
         for statement in self.statements:
-            if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
-                for decorator in statement.decorator_list:
-                    if statement not in self.kept or not _is_plain(decorator):
-                        _blank(lines, decorator, b"", before=b"@")
+            if isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
+                rows = [*map(self._first_row_of, statement.decorator_list), statement.lineno]
+                for decorator, row, following in zip(statement.decorator_list, rows, rows[1:], strict=False):
+                    if statement not in self.kept or not is_plain(decorator):
+                        for line in lines[row - 1 : following - 1]:
+                            clear(line, 0, len(line))
             if statement in self.kept or self._is_elif(statement):
                 continue
             parent = self.parent[statement]
             if parent in self.kept or isinstance(parent, ast.Module) or self._is_elif(parent):
-                _blank(lines, statement, b"pass")
+                blank_out(lines, statement)
         return b"".join(lines).decode()
+
+    def _first_row_of(self, decorator: ast.expr) -> int:
+        """The row of its `@`, which may stand before a parenthesis."""
+        row = decorator.lineno
+        while not self.lines[row - 1].lstrip().startswith(b"@"):
+            row -= 1
+        return row
 
     def _is_elif(self, statement: ast.AST) -> bool:
         """An `elif` of an `if` that is kept has to stay, with its test."""
@@ -476,131 +470,3 @@ class _Slicer:
             return False
         line = self.lines[statement.lineno - 1][statement.col_offset :]
         return line.startswith(b"elif")
-
-
-# --- syntax ----------------------------------------------------------------------------------------------------------
-
-
-def _first_row(statement: ast.stmt) -> int:
-    decorators = getattr(statement, "decorator_list", [])
-    return min([statement.lineno, *(int(decorator.lineno) for decorator in decorators)])
-
-
-def _last_row(statement: ast.stmt) -> int:
-    return statement.end_lineno or statement.lineno
-
-
-def _expressions(statement: ast.stmt) -> Iterator[ast.AST]:
-    """The nodes of a statement itself: of a compound one, those of its header."""
-    stack: list[ast.AST] = []
-    for child in ast.iter_child_nodes(statement):
-        if isinstance(child, ast.excepthandler):
-            stack += [] if (kind := getattr(child, "type", None)) is None else [kind]
-        elif isinstance(child, ast.match_case):
-            stack += [child.pattern, *([child.guard] if child.guard is not None else [])]
-        elif not isinstance(child, ast.stmt):
-            stack.append(child)
-    while stack:
-        node = stack.pop()
-        yield node
-        stack += ast.iter_child_nodes(node)
-
-
-@functools.cache
-def _names(statement: ast.stmt) -> frozenset[str]:
-    """The attributes and in-place functions that a statement itself names."""
-    if isinstance(statement, (*_FUNCTIONS, ast.ClassDef)):
-        return frozenset()
-    nodes = list(_expressions(statement))
-    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    return frozenset(found | {n.id for n in nodes if isinstance(n, ast.Name) and n.id.endswith("_")})
-
-
-def _key(node: ast.expr) -> str:
-    """The name under which a value is read and written: `x`, or `.x` for an attribute; `x[0]` and `x()` are x."""
-    while isinstance(node, (ast.Subscript, ast.Call, ast.Starred)):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    if isinstance(node, ast.Attribute):
-        return "." + node.attr
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _written(statement: ast.stmt) -> set[str]:
-    """The keys that a statement itself writes. A loop or `with` alone is not kept for its target."""
-    targets: list[ast.expr] = []
-    names: set[str] = set()
-    if isinstance(statement, (ast.Assign, ast.Delete)):
-        targets += statement.targets
-    elif isinstance(statement, (ast.AugAssign, ast.AnnAssign)):
-        targets.append(statement.target)
-    while targets:
-        target = targets.pop()
-        if isinstance(target, (ast.Tuple, ast.List)):
-            targets += target.elts
-        else:
-            names.add(_key(target))
-    names |= {
-        node.target.id
-        for node in _expressions(statement)
-        if isinstance(node, ast.NamedExpr) and isinstance(node.target, ast.Name)
-    }
-    return names - {""}
-
-
-def _is_telling(call: ast.Call) -> bool:
-    """Whether a call prints, logs, saves or evaluates, by its name."""
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    if name in EVENTS or (isinstance(call.func, ast.Attribute) and name in _NOT_TELLING):
-        return False
-    if name in _TELLING:
-        return True
-    parts = words(name)
-    if isinstance(call.func, ast.Attribute):
-        root = call.func.value
-        while isinstance(root, ast.Attribute):
-            root = root.value
-        if isinstance(root, ast.Name) and words(root.id)[:1] in (("logger",), ("logging",), ("wandb",), ("writer",)):
-            return True
-    return bool(parts) and (parts[0] in _TELLING or parts[-1] in ("log", "logs", "checkpoint", "metrics"))
-
-
-def _gets_optimizer(call: ast.Call) -> bool:
-    given = [*call.args, *(keyword.value for keyword in call.keywords)]
-    return any(isinstance(one, (ast.Name, ast.Attribute)) and is_optimizer_name(_key(one)) for one in given)
-
-
-def _tells(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call) and _is_telling(statement.value)
-
-
-_PLAIN = re.compile(
-    r"(torch\.|functools\.|contextlib\.|dataclasses\.)?"
-    r"(staticmethod|classmethod|property|\w+\.setter|no_grad|inference_mode|enable_grad|contextmanager|dataclass|wraps|"
-    r"cached_property|lru_cache|cache|cache|abstractmethod|overload)(\(.*\))?",
-    re.DOTALL,
-)
-
-
-def _is_plain(decorator: ast.expr) -> bool:
-    """Whether a decorator is one of Python's or torch's that leaves a function what it is."""
-    return _PLAIN.fullmatch(ast.unparse(decorator)) is not None
-
-
-def _blank(lines: list[bytearray], node: ast.stmt | ast.expr, put: bytes, before: bytes = b"") -> None:
-    """Overwrite a node with spaces, `put` first; `before` is what stands before it and goes, too."""
-    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
-    begin = node.col_offset
-    if before:
-        at = bytes(lines[first][:begin]).rfind(before)
-        begin = at if at >= 0 else begin
-    for row in range(first, last + 1):
-        line = lines[row]
-        stop = len(line.rstrip(b"\r\n"))
-        start = begin if row == first else 0
-        end = min(node.end_col_offset or stop, stop) if row == last else stop
-        line[start:end] = b" " * (end - start)
-    if put:
-        room = len(lines[first].rstrip(b"\r\n")) - begin
-        end = node.end_col_offset or begin
-        length = (end - begin) if first == last else max(room, len(put))
-        lines[first][begin : begin + min(len(put), max(length, 1))] = put

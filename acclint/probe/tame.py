@@ -150,6 +150,7 @@ def _tame_loaders() -> None:
         def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
             for name in ("num_workers", "prefetch_factor", "persistent_workers", "multiprocessing_context"):
                 kwargs.pop(name, None)
+            args = (*args[:4], 0, *args[5:]) if len(args) > 4 else args  # the fifth is the number of processes
             super().__init__(dataset, *args, **{k: v for k, v in kwargs.items() if not isinstance(v, Anything)})
 
     torch.utils.data.DataLoader = Loader

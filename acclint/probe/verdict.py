@@ -6,6 +6,7 @@ import ast
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from acclint.findings import Confidence, Finding, LoopReport, Place, Severity
@@ -240,6 +241,7 @@ def _unscaled(row: Sequence[float], size: int) -> bool:
     return len(used) >= size and abs(sum(used) - size * size) < 1e-6
 
 
+@lru_cache(16)
 def _blocks(text: str) -> list[tuple[int, int]]:
     """First and last rows of the loops and functions of a text; none if this Python cannot read it."""
     try:

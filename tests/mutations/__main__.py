@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.mutations import fixes, watched
+from tests.mutations import confirmed, fixes, watched
 from tests.mutations.operators import HARMFUL, HARMLESS
 from tests.mutations.run import keep, run, run_all, sample, shortfalls, sources, table
 
@@ -22,13 +22,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the choice and of the compositions (default: 1)")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes (default: 2)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep what torch measured, by hash of the text")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the table to a file")
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="write the table to a file; verdicts: to its section of it"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write the mutants with a disagreement to a folder")
     parser.add_argument("--source", default="", help="only scripts with this text in their name")
     parser.add_argument("--operator", default="", help="only mutants of this operator")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--fixes", action="store_true", help="fix a sample, and let torch judge what came out")
     what.add_argument("--probe", action="store_true", help="judge the verdicts of acclint probe on a sample")
+    what.add_argument(
+        "--confirm", action="store_true", help="judge the verdicts of acclint check --confirm on a sample"
+    )
     options = parser.parse_args()
     if options.operator and options.operator not in {**HARMFUL, **HARMLESS}:
         parser.error(f"unknown operator {options.operator}; there are {', '.join([*HARMFUL, *HARMLESS])}")
@@ -37,8 +42,8 @@ def main() -> int:
         parser.error(f"no script with {options.source!r} in its name")
     if options.fixes:
         return _fixes(options, scripts)
-    if options.probe:
-        return _probe(options, scripts)
+    if options.probe or options.confirm:
+        return _verdicts(options, scripts)
     began = time.monotonic()
     if options.all:
         made = run_all(scripts, options.seed, operator=options.operator, jobs=options.jobs, store=options.cache)
@@ -80,16 +85,22 @@ def _fixes(options: argparse.Namespace, scripts: dict[str, str]) -> int:
     return 0 if good else 1
 
 
-def _probe(options: argparse.Namespace, scripts: dict[str, str]) -> int:
+def _verdicts(options: argparse.Namespace, scripts: dict[str, str]) -> int:
     mutants = sample(scripts, options.sample, options.seed, options.operator)
-    results = watched.watch_all(mutants, scripts, jobs=options.jobs, store=options.cache)
-    text = watched.table(results)
+    judge_all, table = (
+        (confirmed.confirm_all, confirmed.table) if options.confirm else (watched.watch_all, watched.table)
+    )
+    results = judge_all(mutants, scripts, jobs=options.jobs, store=options.cache)
+    text = table(results)
     if options.table:
-        options.table.write_text(text, encoding="utf-8")
+        watched.put_section(options.table, text)
     print(text)
     wrong = watched.wrong(results)
     for one, verdict in wrong:
-        print(f"{verdict.state}: {verdict.code} at {verdict.row}: {one.mutant.name}: {one.truth}; {verdict.text}")
+        asked = "" if verdict.predicted or options.probe else " (asked)"
+        print(
+            f"{verdict.state}{asked}: {verdict.code} at {verdict.row}: {one.mutant.name}: {one.truth}; {verdict.text}"
+        )
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
         for number, (one, verdict) in enumerate(wrong):

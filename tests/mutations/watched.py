@@ -6,10 +6,11 @@ import atexit
 import re
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 
 from acclint import lint
@@ -57,22 +58,27 @@ def state(verdict: str, code: str, truth: Label) -> str:
 
 
 @cache
-def _oracle() -> Oracle:
-    oracle = Oracle()
-    atexit.register(oracle.close)
-    return oracle
+def oracle() -> Oracle:
+    """The server of this process."""
+    one = Oracle()
+    atexit.register(one.close)
+    return one
+
+
+def truth_of(mutant: Mutant, original: str, store: Path | None) -> Label:
+    """The label of a mutant; what the original is said to have is tolerated in the mutant, too."""
+    try:
+        compile(mutant.text, mutant.source, "exec")
+    except SyntaxError as error:
+        return Label(dropped=f"no longer Python: {error.msg}")
+    truth = label(summary(mutant.text, store), summary(original, store), all_rules())
+    known = {code for line in re.findall(r"# expect-info: (.*)", original) for code in re.findall(r"ACC\d{3}", line)}
+    return replace(truth, tolerated=truth.tolerated | known)
 
 
 def watch(mutant: Mutant, original: str, store: Path | None = None) -> Watched:
     """Check, run and judge one mutant as `acclint probe` does."""
-    try:
-        compile(mutant.text, mutant.source, "exec")
-    except SyntaxError as error:
-        return Watched(mutant, Label(dropped=f"no longer Python: {error.msg}"))
-    truth = label(summary(mutant.text, store), summary(original, store), all_rules())
-    # what the original is said to have, the mutant has too
-    known = {code for line in re.findall(r"# expect-info: (.*)", original) for code in re.findall(r"ACC\d{3}", line)}
-    truth = replace(truth, tolerated=truth.tolerated | known)
+    truth = truth_of(mutant, original, store)
     if truth.dropped:
         return Watched(mutant, truth)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +86,7 @@ def watch(mutant: Mutant, original: str, store: Path | None = None) -> Watched:
         script.write_text(mutant.text, encoding="utf-8")
         static = lint.check([str(script)])
         try:
-            measured = _oracle().watch(script, limits_of(Request(str(script)), static))
+            measured = oracle().watch(script, limits_of(Request(str(script)), static))
         except OracleError as error:
             return Watched(mutant, Label(dropped=f"oracle: {error}"))
         judged = judge(str(script), measured, [static]).judged
@@ -99,18 +105,27 @@ def watch(mutant: Mutant, original: str, store: Path | None = None) -> Watched:
     return Watched(mutant, truth, verdicts, tuple(missed))
 
 
-def _watch(work: tuple[Mutant, str, Path | None]) -> Watched:
-    return watch(*work)
-
-
 def watch_all(
     mutants: Iterable[Mutant], scripts: dict[str, str], *, jobs: int = 2, store: Path | None = None
 ) -> list[Watched]:
-    work = [(mutant, scripts[mutant.source], store) for mutant in mutants]
+    return judge_all(watch, mutants, scripts, jobs=jobs, store=store)
+
+
+def judge_all(
+    judge: Callable[[Mutant, str, Path | None], Watched],
+    mutants: Iterable[Mutant],
+    scripts: dict[str, str],
+    *,
+    jobs: int,
+    store: Path | None,
+) -> list[Watched]:
+    """Judge mutants in `jobs` processes; the results stand in the order of the mutants."""
+    mutants = list(mutants)
+    originals = [scripts[mutant.source] for mutant in mutants]
     if jobs < 2:
-        return [_watch(item) for item in work]
+        return [judge(mutant, original, store) for mutant, original in zip(mutants, originals, strict=True)]
     with ProcessPoolExecutor(jobs) as pool:
-        return list(pool.map(_watch, work, chunksize=4))
+        return list(pool.map(judge, mutants, originals, repeat(store), chunksize=4))
 
 
 def wrong(results: Iterable[Watched]) -> list[tuple[Watched, Verdict]]:
@@ -144,3 +159,14 @@ def table(results: Sequence[Watched]) -> str:
     lines += [f"| {code} | {' | '.join(str(rows[code][s]) for s in states)} |" for code in sorted(rows)]
     lines += [f"| all | {' | '.join(str(total[s]) for s in states)} |"]
     return "\n".join(lines) + "\n"
+
+
+def put_section(path: Path, text: str) -> None:
+    """Put a table into a file in place of the section with the same title, or behind all others."""
+    title = text.partition("\n")[0]
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    sections = [section for section in re.split(r"(?m)^(?=# )", old) if section.strip()]
+    made = [text if section.startswith(title + "\n") else section for section in sections]
+    if text not in made:
+        made.append(text)
+    path.write_text("\n".join(section.rstrip() + "\n" for section in made), encoding="utf-8")

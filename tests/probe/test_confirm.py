@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -14,8 +17,9 @@ from click.testing import CliRunner, Result
 from acclint import lint
 from acclint.cli import cli
 from acclint.findings import Confidence, Finding, Place, Severity
-from acclint.probe import OracleError
+from acclint.probe import Oracle, OracleError
 from acclint.probe.confirm import Confirmer
+from acclint.probe.kept import Kept, versions_of
 from acclint.probe.readings import CHECKS
 from acclint.probe.verdict import Judged
 from acclint.settings import Finder, Overrides
@@ -135,13 +139,135 @@ def test_a_condition_that_does_not_matter_does_not_count(confirmer: Confirmer, t
     assert one.verdict == "confirmed", one.text
 
 
+TWO = """\
+import torch
+from torch import nn
+
+encoder, head = nn.Linear(4, 6), nn.Linear(6, 2)
+slow = torch.optim.SGD(encoder.parameters(), lr=0.01)
+fast = torch.optim.SGD(head.parameters(), lr=0.1)
+for update in range(6):
+    slow.zero_grad()
+    for _ in range(4):
+        fast.zero_grad()
+        loss = nn.functional.mse_loss(head(encoder(torch.randn(3, 4))), torch.randn(3, 2)) / 4
+        loss.backward()
+    slow.step()
+    fast.step()
+"""
+
+WINDOWS = """\
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for i in range(16):
+    loss = nn.functional.mse_loss(net(torch.randn(3, 4)), torch.randn(3, 1)) / 4
+    loss.backward()
+    if (i + 1) % 4 == 0:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+FLUSHED = """\
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+loader = DataLoader(TensorDataset(torch.randn(21, 4), torch.randn(21, 1)), batch_size=3)
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for epoch in range(3):
+    for i, (x, y) in enumerate(loader):
+        (nn.functional.mse_loss(net(x), y) / 4).backward()
+        if (i + 1) % 4 == 0 or i + 1 == len(loader):
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+BY_HAND = """\
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for step in range(4):
+    kept = torch.zeros(1, 4)
+    for _ in range(4):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(torch.randn(3, 4)), torch.randn(3, 1)).backward()
+        kept += net.weight.grad / 4
+    with torch.no_grad():
+        net.weight -= 0.1 * kept
+"""
+
+SUMS = """\
+import torch
+from torch import nn
+
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for i in range(16):
+    loss = nn.functional.mse_loss(net(torch.randn(4, 4)), torch.randn(4, 1), reduction="sum")
+    loss.backward()
+    for p in net.parameters():
+        p.grad.div_(4)
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        (TWO, "ACC002", "in no update of SGD, but in another's"),  # what is zeroed for one is used by the other
+        (BY_HAND, "ACC006", ""),
+        (BY_HAND, "ACC023", "its parameters were updated otherwise"),
+        (ROOT / "ACC001" / "good_undivided_penalty.py", "ACC006", ""),  # the sum that is right is not known
+        (ROOT / "ACC031" / "good_losses_over_scales.py", "ACC006", ""),
+        (WINDOWS.replace("if (i + 1) % 4 == 0:", "if True:"), "ACC006", "nothing was accumulated"),
+        (FLUSHED, "ACC006", ""),  # the short windows are a question of ACC007
+        (SUMS, "ACC016", ""),  # the 4 is the number of samples
+    ],
+)
+def test_what_numbers_leave_open_is_inconclusive(
+    confirmer: Confirmer, tmp_path: Path, text: str | Path, code: str, words: str
+) -> None:
+    text = text.read_text() if isinstance(text, Path) else text
+    row = next(row for row, line in enumerate(text.splitlines(), 1) if "backward(" in line)
+    one = asked(confirmer, tmp_path, text, code, row)
+    assert one.verdict == "inconclusive", one.text
+    assert words in one.text
+
+
+WORKERS = """\
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+data = DataLoader(TensorDataset(torch.randn(32, 4), torch.randn(32, 1)), 2, False, None, None, 2)
+net = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+for i, (x, y) in enumerate(data):
+    loss = nn.functional.mse_loss(net(x), y) / 4
+    loss.backward()
+    if (i + 1) % (4 + data.num_workers) == 0:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+def test_loaders_start_no_processes(confirmer: Confirmer, tmp_path: Path) -> None:
+    one = asked(confirmer, tmp_path, WORKERS, "ACC001", 10)
+    assert one.verdict == "refuted", one.text  # windows of 4: there are no workers
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 BAD = ROOT / "ACC001" / "bad_plain_modulo.py"
 
 
 def invoke(*args: str) -> Result:
-    return CliRunner().invoke(cli, ["check", "--isolated", "--confirm", *args])
+    return CliRunner().invoke(cli, ["check", "--isolated", "--confirm", "--no-cache", *args])
 
 
 def test_full_output_says_what_was_measured() -> None:
@@ -233,6 +359,148 @@ def test_an_instrument_that_fails_is_one_finding_without_verdict(
     monkeypatch.setattr(confirmer.oracle, "run_slice", fails)
     one = judge(confirmer, tmp_path, train(before="loss = loss + 0  # not seen yet"), "ACC001")
     assert (one.verdict, one.text) == ("inconclusive", "acclint could not measure it: ValueError: odd")
+
+
+# --- the cache -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The slices that are really run from here on."""
+    found: list[str] = []
+    run_slice = Oracle.run_slice
+
+    def counted(self: Oracle, text: str, *args: Any) -> Any:
+        found.append(text)
+        return run_slice(self, text, *args)
+
+    monkeypatch.setattr(Oracle, "run_slice", counted)
+    return found
+
+
+def cached(*args: str) -> str:
+    result = CliRunner().invoke(cli, ["check", "--isolated", "--confirm", "--output-format", "json", *args])
+    assert result.exit_code == 1, result.output
+    return str(json.loads(result.output)[0]["evidence"]["measured"])
+
+
+def test_an_equal_slice_is_measured_once(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(BAD.read_text())
+    Path("other.py").write_text(BAD.read_text())
+    first = cached("train.py")
+    assert "confirmed" in first
+    count = len(runs)
+    assert count > 0
+    assert Path(".acclint_cache", ".gitignore").read_text() == "*\n"
+    assert all(json.loads(path.read_text()) for path in Path(".acclint_cache").rglob("*.json"))
+
+    monkeypatch.setattr(Oracle, "__enter__", None)  # no server is started, torch is not imported
+    assert cached("train.py") == first
+    assert cached("other.py") == first
+    assert len(runs) == count
+
+
+def test_what_decides_a_measurement_is_in_its_name(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(BAD.read_text())
+    cached("--cache-dir", "kept", "train.py")
+    count = len(runs)
+    monkeypatch.setattr("acclint.probe.confirm.versions_of", lambda python: "another torch")
+    cached("--cache-dir", "kept", "train.py")
+    assert len(runs) == 2 * count
+    Path("train.py").write_text(BAD.read_text().replace("momentum=0.9", "momentum=0.8"))
+    cached("--cache-dir", "kept", "train.py")
+    assert len(runs) == 3 * count
+    assert not Path(".acclint_cache").exists()
+
+
+def test_without_the_cache_nothing_is_kept(runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.py").write_text(BAD.read_text())
+    cached("train.py")
+    count = len(runs)
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    cached("--no-cache", "train.py")
+    assert len(runs) == 2 * count
+    assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+def test_a_broken_entry_is_measured_again(runs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(BAD.read_text())
+    folder = tmp_path / "kept"
+    cached("--cache-dir", str(folder), str(tmp_path / "train.py"))
+    count = len(runs)
+    for path in folder.rglob("*.json"):
+        path.write_text("{")
+    cached("--cache-dir", str(folder), str(tmp_path / "train.py"))
+    assert len(runs) == 2 * count
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing(runs: list[str], tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(BAD.read_text())
+    (tmp_path / "kept").write_text("a file")
+    assert "confirmed" in cached("--cache-dir", str(tmp_path / "kept"), str(tmp_path / "train.py"))
+    assert runs
+
+
+def test_old_entries_are_removed(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "versions")
+    for name in ("old", "new"):
+        kept.put(name, {"a": 1})
+    os.utime(tmp_path / "slices" / "old.json", (1, 1))
+    kept.tidy()
+    assert kept.get("old") is None
+    assert kept.get("new") == {"a": 1}
+
+
+def test_versions_are_those_of_the_interpreter(tmp_path: Path) -> None:
+    assert sys.version in versions_of(sys.executable)
+    assert not versions_of(tmp_path / "no-python")
+
+
+# --- notebooks and pages ---------------------------------------------------------------------------------------------
+
+HEAD, BODY = BAD.read_text().split("net = ", 1)
+
+
+def test_cells_of_a_notebook_are_measured_as_one_text(tmp_path: Path) -> None:
+    cells = [
+        {"cell_type": "markdown", "source": "# Training"},
+        {"cell_type": "code", "source": "%matplotlib inline\n" + HEAD},
+        {"cell_type": "code", "source": ["net = " + BODY]},
+    ]
+    path = tmp_path / "train.ipynb"
+    path.write_text(json.dumps({"cells": cells}))
+    finding = json.loads(invoke(str(path), "--output-format", "json").output)[0]
+    assert (finding["code"], finding["cell"]) == ("ACC001", 3)
+    measured = finding["evidence"]["measured"]
+    assert measured["verdict"] == "confirmed", measured
+    assert measured["contributions"][0]["updates"][0] == [4.0, 4.0, 4.0, 4.0]
+    made = next(row for row, line in enumerate(("net = " + BODY).splitlines(), 1) if "SGD" in line)
+    assert measured["contributions"][0]["line"] == made
+
+
+def test_what_is_said_of_a_notebook_names_the_cell(confirmer: Confirmer, tmp_path: Path) -> None:
+    text = train("model(x, labels=y).loss")
+    head, body = text.split("def train", 1)
+    path = tmp_path / "train.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": one} for one in (head, "def train" + body)]}))
+    one = next(one for one in confirmed(confirmer, path) if one.finding.code == "ACC001")
+    row = next(row for row, line in enumerate(("def train" + body).splitlines(), 1) if "labels=y" in line)
+    assert one.verdict == "consistent"
+    assert f"how the loss is reduced is not known (cell 2, line {row})" in one.text
+    assert one.finding.place.cell == 2
+
+
+def test_blocks_of_a_page_are_measured_as_one_text(confirmer: Confirmer, tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"# Training\n\n```python\n{HEAD}```\n\nand then\n\n```python\nnet = {BODY}```\n")
+    one = next(one for one in confirmed(confirmer, path) if one.finding.code == "ACC001")
+    assert one.verdict == "confirmed", one.text
+    assert "backward()" in path.read_text().splitlines()[one.finding.place.row - 1]
 
 
 # --- harm ------------------------------------------------------------------------------------------------------------

@@ -153,6 +153,53 @@ def test_a_file_that_imports_torch_only_may_be_run_whole() -> None:
     assert "print(math.pi)" in found.whole and "print" not in found.text
 
 
+def test_what_ends_a_loop_by_an_exception_is_kept() -> None:
+    _, lines = sliced(
+        """\
+        stream = iter(range(8))
+        while True:
+            try:
+                _ = next(stream)
+                print("next")
+            except StopIteration:
+                break
+            model(x).mean().backward()
+        """
+    )
+    assert "stream = iter(range(8))" in lines
+    assert "_ = next(stream)" in lines
+    assert 'print("next")' not in lines
+
+
+def test_functions_that_call_each_other() -> None:
+    found, _ = sliced(
+        """\
+        def step(n, model, data):
+            model(next(data)).mean().backward()
+            again(n - 1, model, data)
+        def again(n, model, data):
+            if n:
+                step(n, model, data)
+        """
+    )
+    assert {loops for _, loops in found.entries} == {False}
+
+
+def test_decorators_in_parentheses_are_taken_out_whole() -> None:
+    found, lines = sliced(
+        """\
+        @(lambda f: f)
+        @(
+            watched
+        )
+        def step(model, x):
+            model(x).mean().backward()
+        """
+    )
+    assert lines == ["def step(model, x):", "model(x).mean().backward()"]
+    assert found.decorated == ("step",)
+
+
 def test_what_cannot_be_parsed_is_said() -> None:
     with pytest.raises(CannotSlice, match="cannot parse"):
         cut("for x in y", [1])
