@@ -102,7 +102,6 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
-    used = {number for lane in run.lanes for window in lane.windows if window.update for number in window.row}
     wiped: dict[int, Event] = {}  # by what a backward call was first thrown away, of whichever optimizer
     for lane in run.lanes:
         for window in lane.windows:
@@ -113,7 +112,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         places: dict[Span, list[tuple[Event, Window]]] = {}
         for window in view.closed:
-            for event in _discarding(view, window, used, wiped):
+            for event in _discarding(view, window, wiped):
                 places.setdefault(event.span, []).append((event, window))
                 break
         for span, cases in places.items():
@@ -124,14 +123,14 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     return found
 
 
-def _discarding(view: View, window: Window, used: set[int], wiped: dict[int, Event]) -> Iterator[Event]:
+def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator[Event]:
     """The zeroing events that threw away micro-batches of this window while its loop was running."""
     by_site: dict[tuple[Span, ...], list[int]] = {}
     for backward in view.backwards(window):
         if not backward.replay:
             by_site.setdefault(backward.site, []).append(backward.number)
     for numbers in by_site.values():
-        lost = [number for number in numbers if number in window.lost and number not in used]
+        lost = [number for number in numbers if number in window.lost and number not in view.run.used]
         # What another loop has thrown away before is its business.
         lost = [number for number in lost if _beside(wiped[number], window.lost[number])]
         if not lost:

@@ -41,8 +41,12 @@ def site_counts(run: Run, numbers: list[int]) -> dict[tuple[Span, ...], int]:
 
 
 def window_size(run: Run, window: Window) -> int:
-    """The number of micro-batches of a window: the most backward calls that one site made in it."""
-    return max(site_counts(run, window.seen).values(), default=0)
+    """The number of micro-batches of a window: the most backward calls that one site made in it.
+
+    What another optimizer has used before it was zeroed here (a generator's loss, in a discriminator) is none of them.
+    """
+    own = [number for number in window.seen if number not in window.lost or number not in run.used]
+    return max(site_counts(run, own or window.seen).values(), default=0)
 
 
 def common_size(run: Run, lane: Lane) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from acclint.program import Span
@@ -185,6 +186,13 @@ class Run:
     hints: dict[str, Number] = field(default_factory=dict)
     stopped: str = ""
     flipped: str = ""
+
+    @cached_property
+    def used(self) -> frozenset[int]:
+        """The backward calls that have reached an update of any optimizer; known when the run is over."""
+        return frozenset(
+            number for lane in self.lanes for window in lane.windows if window.update for number in window.row
+        )
 
     def of(self, *kinds: str) -> list[Event]:
         return [event for event in self.events if event.kind in kinds]
