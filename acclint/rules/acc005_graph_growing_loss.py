@@ -229,6 +229,9 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     sent = any(term.sent for term in group)
     if not sent and any(term.site == site and term.sent for term in run.terms):
         sent = True
+    same = len({term.data for term in group}) == 1
+    if not sent and any(one > 0 or same for one in frozenset.intersection(*(term.data for term in group))):
+        return None  # Layers, scales or parts of one batch.
     known = group[0].reduction in ("mean", "sum") and group[0].why not in ("loss", "output", "outputs")
     likely = group[0].why == "criterion" or (group[0].why == "output" and event.data["evaluating"])
     level = Confidence.HIGH if sent or known else Confidence.MEDIUM if likely else Confidence.LOW

@@ -347,6 +347,8 @@ def _never_true(view: View, micro: Loop) -> Report | None:
         entries = {loop.entry for event in events for loop, _ in event.loops if loop.span == micro.span}
         if len(events) < max(2, len(entries)) * k and not (nested and whole and len(events) > 1):
             continue  # a loader shorter than k is another mistake
+        if _counts_outer(micro, events):
+            continue  # The run may have been too short for a counter of a loop further out.
         if any(event.data["unknown"] for event in events) or any(guard.unknown for guard in events[0].guards):
             continue  # It may be another part of the test that is false.
         return _report(
@@ -357,6 +359,15 @@ def _never_true(view: View, micro: Loop) -> Report | None:
             Severity.ERROR,
         )
     return None
+
+
+def _counts_outer(micro: Loop, events: list[Event]) -> bool:
+    """Whether the counter of a window test changes, but never within a pass of the loop over micro-batches."""
+    passes: dict[int, set[float]] = {}
+    for event in events:
+        entry = next(loop.entry for loop, _ in event.loops if loop.span == micro.span)
+        passes.setdefault(entry, set()).add(float(numeric(event.data["counter"])))
+    return all(len(one) == 1 for one in passes.values()) and len(set().union(*passes.values())) > 1
 
 
 def _irregular(view: View, gate: Guard) -> Report | None:
@@ -434,6 +445,8 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         return _first_only(view, gate)
     if view.k < 2 or len(sizes) < 2 or sizes[0] >= view.k or sizes[1] != view.k or gate.modulus != view.k:
         return None
+    if {gate.bound, *(said for span, said in view.texts.moduli.items() if inside(span, gate.span))} & view.texts.moving:
+        return None  # k may be shorter at first, and come to its length later.
     first = next(window for window in view.closed if window.seen)
     counter = numeric(gate.counter)
     if counter is not None and counter > view.k:

@@ -173,11 +173,14 @@ def _update_loop(view: View) -> Span | None:
 
 
 def stale_windows(view: View) -> list[int]:
-    """The windows whose update contains gradients that an earlier update already used."""
+    """The windows with gradients that an earlier update already used besides their own.
+
+    Several updates with the gradient of one backward pass are meant so.
+    """
     used: set[int] = set()
     found: list[int] = []
     for index, window in enumerate(view.closed):
-        if used & set(window.row):
+        if used & set(window.row) and window.seen:
             found.append(index)
         used |= set(window.row)
     return found

@@ -61,6 +61,7 @@ class Analysis:
     receivers: dict[Span, str] = field(default_factory=dict)
     operands: dict[Span, Span] = field(default_factory=dict)  # of a remainder: the place of its modulus
     divided: dict[Span, Span] = field(default_factory=dict)  # of a division: the place of its divisor
+    moving: set[str] = field(default_factory=set)  # what a loop over micro-batches computes anew by calls
     counts: dict[Span, str] = field(default_factory=dict)  # of a loop: how many turns it makes, in the text's words
     functions: dict[str, list[p.Function]] = field(default_factory=dict)
 

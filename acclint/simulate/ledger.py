@@ -53,9 +53,8 @@ class Ledger:
             if around:
                 # A module's parameters are held as one: the smallest group of an optimizer that has them.
                 targets.add(min(around, key=lambda part: (sum(other.within(part) for other in around), part.number)))
-                continue
             inside = {part for part in parts if part.within(owner)}
-            targets |= inside or {owner}
+            targets |= inside if inside or around else {owner}
         return targets
 
     def _lanes_on(self, owner: Owner) -> Iterable[tuple[Optimizer | None, Owner]]:

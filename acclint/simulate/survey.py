@@ -57,6 +57,8 @@ class _Survey:
             self._note_updates(stmt)
             if self.world.scanner.waiting(stmt).steps:
                 self.gates.append(stmt.test)
+        if isinstance(stmt, (p.For, p.While)):
+            self._note_moving(stmt)
         if isinstance(stmt, (p.If, p.While)):
             texts[stmt.test.span] = text(stmt.test)
         elif isinstance(stmt, p.For):
@@ -69,6 +71,18 @@ class _Survey:
                 self.world.counters.update(text(one) for one in stmt.targets if text(one) == text(stmt.value.left))
         elif isinstance(stmt, p.Augment):
             self._augment(stmt)
+
+    def _note_moving(self, loop: p.For | p.While) -> None:
+        """What a loop over micro-batches computes anew by calls of something, a warm-up of k for instance."""
+        scanner = self.world.scanner
+        if not scanner.has_backward(loop.body) or scanner.has_nested_backward(loop.body):
+            return
+        todo = list(loop.body)
+        while todo:
+            stmt = todo.pop()
+            todo += [one for body in bodies(stmt) for one in body]
+            if isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Call):
+                self.analysis.moving.update(text(target) for target in stmt.targets)
 
     def _augment(self, stmt: p.Augment) -> None:
         target = text(stmt.target)

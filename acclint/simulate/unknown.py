@@ -18,7 +18,7 @@ _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduc
 
 # Clips, reads or completes gradients: a constant scale of them stays as it is.
 _LEAVES_GRADIENTS = word_set(
-    "clip norm none missing check log print plot track stats has is get compute histogram nan inf"
+    "clip norm none missing check log print plot track stats has is get compute histogram nan inf penalty loss"
 )
 _NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
 
@@ -118,9 +118,9 @@ class Unknown(Modules):
                 return
         words = set(names.words(what))
         if words & _GRADIENT_WORDS and not words & _LEAVES_GRADIENTS:
-            owners = NOBODY.union(
-                *(self.owners_of(one) for one in values if type(one) in (Module, Instance, ParamSet, Opaque))
-            )
+            held = [one for one in values if type(one) in (Module, Instance, ParamSet)]
+            held += [one for one in values if type(one) is Opaque and self.is_module_like(one)]
+            owners = NOBODY.union(*(self.owners_of(one) for one in held))
             if owners:
                 event = self.event("edit", span, how="unknown", what=what)
                 self.ledger.edit(self.covers(owners), lambda a: a, event)
