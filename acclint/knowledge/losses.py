@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 _NN = (
     "BCELoss BCEWithLogitsLoss CTCLoss CosineEmbeddingLoss CrossEntropyLoss GaussianNLLLoss HingeEmbeddingLoss "
     "HuberLoss KLDivLoss L1Loss LinearCrossEntropyLoss MSELoss MarginRankingLoss MultiLabelMarginLoss "
@@ -90,6 +92,7 @@ def _table() -> dict[str, str]:
 _REDUCTIONS = _table()
 
 
+@lru_cache(maxsize=8192)
 def reduction_of(path: str) -> str | None:
     """The reduction of a loss class or function when no argument changes it: "mean", "sum", "none", or None (unknown).
 
