@@ -226,9 +226,9 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
     calls = sum(any(term in group for term, _ in backward.terms) for backward in run.backwards)
     if outer.known_length and not outer.cut and 0 < calls < FEW:
         return None  # Of few backward calls in all, whatever each was made from.
-    sent = any(term.sent for term in group)
-    if not sent and any(term.site == site and term.sent for term in run.terms):
-        sent = True
+    sent = any(term.sent for term in group) or any(term.site == site and term.sent for term in run.terms)
+    trained = {term.data for term in run.terms if term.sent and term.data}
+    beside = not sent and all(term.data in trained for term in group)  # a metric of what backward was called for
     same = len({term.data for term in group}) == 1
     if not sent and any(one > 0 or same for one in frozenset.intersection(*(term.data for term in group))):
         return None  # Layers, scales or parts of one batch.
@@ -242,9 +242,10 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
         level = Confidence.LOW
     if not sent and group[0].guessed and any(one.overlaps(own) for own in group[0].owners for one in _trained(run)):
         level = Confidence.LOW  # A metric beside the loss: what returns both may well detach it.
-    level = weaker(level, _reach(event))
+    level = weaker(level, _reach(event), Confidence.MEDIUM if beside else Confidence.HIGH)
+    sent |= beside
     name = event.data["target"] or "the list"
-    if sent and event.data["size"] < loop.turns:
+    if sent and (event.data["size"] < loop.turns or _of_one_window(run, loop, group)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "
@@ -278,6 +279,15 @@ def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
         intents=_detaching(span, name, after_backward=False),
         evidence={"scope": list(loop.span)},
     )
+
+
+def _of_one_window(run: Run, loop: Loop, group: list[Term]) -> bool:
+    """Whether what is kept is of one entry of a loop over a window's micro-batches, which is entered several times."""
+    entries = [
+        {one.entry for term in terms if term.site == group[0].site for one, _ in term.loops if one.span == loop.span}
+        for terms in (group, run.terms)
+    ]
+    return loop.level == "window" and len(entries[0]) == 1 < len(entries[1])
 
 
 def _trained(run: Run) -> set[Owner]:
