@@ -117,6 +117,8 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if event.loops:
             calls.setdefault(event.data["scheduler"], []).append(event)
     for scheduler, events in calls.items():
+        if "get_constant_schedule" in scheduler.kind:
+            continue  # There is nothing to come to an end.
         view = _lane_of(scheduler, accumulating)
         if view is None and (report := _too_seldom(analysis, run, scheduler, events)) is not None:
             found.append(report)

@@ -130,10 +130,15 @@ def _judge(run: Run) -> list[Report]:
         if event.span not in deferred:
             by_place.setdefault(event.span, []).append(event)
     found: list[Report] = []
+    told: set[Term] = set()
     for span, events in by_place.items():
-        report = _report(run, span, events)
+        event, group = _largest(events)
+        if told.issuperset(group):
+            continue  # The same sum under another name.
+        report = _report(run, span, event, group)
         if report is not None:
             found.append(report)
+            told.update(*(one.data["terms"] for one in events))
     outputs: dict[Span, list[Event]] = {}
     for event in run.of("keep output"):
         if event.span not in by_place:
@@ -210,11 +215,16 @@ def _reach(event: Event) -> Confidence:
     return Confidence.LOW if unsure else Confidence.HIGH
 
 
-def _report(run: Run, span: Span, events: list[Event]) -> Report | None:
+def _largest(events: list[Event]) -> tuple[Event, list[Term]]:
+    """The event that keeps the most, and the terms of the one place that most of it comes from."""
     event = max(events, key=lambda one: int(one.data["size"]))
     terms: tuple[Term, ...] = event.data["terms"]
     site = max({term.site for term in terms}, key=lambda one: sum(term.site == one for term in terms))
-    group = [term for term in terms if term.site == site]
+    return event, [term for term in terms if term.site == site]
+
+
+def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | None:
+    site = group[0].site
     loop = _turning(group)
     if loop is None:
         return None

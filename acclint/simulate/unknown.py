@@ -145,7 +145,8 @@ class Unknown(Modules):
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
-                self.zero(frozenset((self.owner_of(base),)), span, "module zero_grad")
+                # Whose parameters `parameters()` gives: its own, or those of the modules that it was made with.
+                self.zero(base.owners or frozenset((self.owner_of(base),)), span, "module zero_grad")
             return None
         if name in ("step", "step_update", "step_and_update_lr", "update_lr"):
             return self.step_method(base, name, args, keywords, span)

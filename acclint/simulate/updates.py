@@ -146,6 +146,9 @@ class Updates(Losses):
         return made
 
     def make_scheduler(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        said = args[0] if args else keywords.get("name")
+        if path.endswith(".get_scheduler") and said in ("constant", "constant_with_warmup"):
+            path = "transformers.get_constant_schedule"
         made = v.Scheduler(len(self.run.schedulers), "<scheduler>", path, kind.cadence, span)
         values: dict[str, Value] = {}
         for count in kind.counts:
