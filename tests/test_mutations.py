@@ -17,6 +17,7 @@ from tests.mutations.label import Label, Summary, label
 from tests.mutations.operators import HARMFUL, HARMLESS
 from tests.mutations.run import Mutant, Result, changes, compose, every, run, sample, sources, table
 from tests.mutations.script import Script
+from tests.test_fixture_truth import EXEMPT
 
 MUTANTS, SEED = 240, 20
 # The share of mutants that acclint judges otherwise than torch, nearly all of them damage that it misses. The target is
@@ -32,6 +33,11 @@ def _complaints(results: list[Result]) -> str:
         f"{result.mutant.name}\n  torch: {result.label}\n  acclint: {result.error or result.message or 'silent'}"
         for result in results
     )
+
+
+def _undecided(source: str) -> set[str]:
+    """The rules that the numbers of a fixture do not tell from a mistake."""
+    return EXEMPT.get(source.removeprefix("fixtures/").removesuffix(".py"), (set(), ""))[0]
 
 
 def test_acclint_agrees_with_torch() -> None:
@@ -68,7 +74,12 @@ def test_a_confirmation_is_never_falsely_sure() -> None:
     """The same of --confirm, which is also asked about what right scripts do not have."""
     scripts = sources()
     results = confirmed.confirm_all(sample(scripts, 40, 22), scripts)
-    wrong = watched.wrong(results)
+    wrong = [
+        (one, verdict)
+        for one, verdict in watched.wrong(results)
+        # Asked about what no number decides.
+        if verdict.predicted or verdict.code not in _undecided(one.mutant.source)
+    ]
     assert not wrong, "\n".join(f"{verdict} on {one.mutant.name}: {one.truth}" for one, verdict in wrong)
     reported = [verdict.state for one in results for verdict in one.verdicts if verdict.predicted]
     asked = [verdict.state for one in results for verdict in one.verdicts if not verdict.predicted]

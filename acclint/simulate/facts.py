@@ -45,7 +45,7 @@ def window_size(run: Run, window: Window) -> int:
 
     What another optimizer has used before it was zeroed here (a generator's loss, in a discriminator) is none of them.
     """
-    own = [number for number in window.seen if number not in window.lost or number not in run.used]
+    own = [n for n in window.seen if n in window.row or n not in window.lost or n not in run.used]
     return max(site_counts(run, own or window.seen).values(), default=0)
 
 
