@@ -88,7 +88,7 @@ for epoch in range(epochs):
 ## When it stays silent
 
 - The scheduler is stepped per micro-batch and sized in micro-batches: consistent.
-- The scheduler is stepped per epoch.
+- The scheduler is stepped per epoch, or its rate is constant.
 - The rate is a function of the position (`step(epoch + i / n)`, timm's `step_update(n)`).
 - A framework gates the step: accelerate's prepared scheduler, a DeepSpeed engine, Lightning's `interval="step"`.
 

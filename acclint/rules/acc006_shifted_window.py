@@ -84,6 +84,7 @@ for epoch in range(3):
 - The test stands before the backward pass and closes the previous window.
 - Only the zeroing is under `i % k == 0`, at the head of the window.
 - The distance is measured from the last update (`i - last_update >= k`).
+- k is computed anew in the loop (a warm-up of the accumulation steps): the first window may be shorter by intent.
 
 ## Fix safety
 

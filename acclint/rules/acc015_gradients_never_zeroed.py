@@ -75,6 +75,7 @@ for epoch in range(3):
 - The gradients are cleared in a function, method, closure or hook that the loop calls, or by a framework.
 - The optimizer comes from, or is handed to, code that cannot be seen and may clear them.
 - The optimizer steps once and the program ends.
+- Several steps follow with the gradient of one backward pass.
 
 ## Fix safety
 
