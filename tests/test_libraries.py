@@ -235,3 +235,47 @@ def train(model, loader, optimizer):
 """
     found = [one for one in check_text(text, "train.py", EVERYTHING).findings if one.code == "ACC005"]
     assert len(found) == 1
+
+
+def test_a_window_that_is_left_out_on_purpose_is_no_mistake() -> None:
+    text = """\
+import torch
+
+def train(model, loader, args):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    usual = 0.0
+    for i, (x, y) in enumerate(loader):
+        loss = torch.nn.functional.mse_loss(model(x), y) / args.accum
+        loss.backward()
+        if (i + 1) % args.accum == 0:
+            skip = False
+            if usual > 0 and loss.item() > usual * args.limit:
+                skip = True
+                optimizer.zero_grad()
+            if not skip:
+                optimizer.step()
+                optimizer.zero_grad()
+            usual = 0.9 * usual + 0.1 * loss.item()
+    if len(loader) % args.accum:
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+    assert "ACC002" not in codes(text)
+
+
+def test_what_data_parallel_has_around_is_the_model() -> None:
+    text = """\
+import torch
+from nets import load
+
+def train(args, loader):
+    model = load(args)
+    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if "bias" not in n])
+    for i, (x, y) in enumerate(loader):
+        model = model.module if hasattr(model, "module") else model
+        (model(x, y)[0] / args.accum).backward()
+        if (i + 1) % args.accum == 0:
+            optimizer.step()
+            model.zero_grad()
+"""
+    assert codes(text) == set()

@@ -152,6 +152,8 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             continue
         for number in lost:
             event = window.lost[number]
+            if _at_the_end(view, event):
+                continue
             loop = turning(view.run.backwards[number].event.loops, view.run.backwards[kept[-1]].event.loops)
             if loop is None or loop.kind == "call":
                 continue
@@ -159,6 +161,14 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             if loop in around:
                 yield event
                 break
+
+
+def _at_the_end(view: View, event: Event) -> bool:
+    """Whether a zeroing stands under the window test that its window's update would have stood under: it is skipped."""
+    gate = view.gate
+    ended = gate is not None and any((one.span, one.outcome) == (gate.span, gate.outcome) for one in event.guards)
+    updates = [window.update for window in view.closed if window.update is not None]
+    return ended and not any(event.loops == update.loops for update in updates)
 
 
 def _whole(view: View, numbers: list[int], lost: list[int], window: Window) -> bool:

@@ -136,6 +136,8 @@ class Attributes(Items):
         return self.opaque(f"{self.key(value)}.{name}", name)
 
     def opaque_attribute(self, value: Opaque, name: str) -> Value:
+        if name == "module" and self.is_module_like(value) and not value.batch and not value.graph:
+            return value  # What DataParallel and the like have around.
         kept = value.attrs.get(name)
         if kept is not None or name in value.attrs:
             return kept
