@@ -177,8 +177,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     else:
         per_micro = len(inside) >= 0.9 * micro_batches
         per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1 and _with_updates(view, inside)
-    if not per_micro and not per_update:
-        return None
+    if not per_micro and not (per_update and updates > 1):
+        return None  # Of one update, the number of updates is not told from one of micro-batches.
     confidence = weaker(view.confidence, view.evidence)
     notes = view.related()
     k = view.k_phrase()
