@@ -153,7 +153,7 @@ class Operators(Tensors):
         ]
         sizes = [known[root].v for root in roots_of(right) if root in known and self.role_of_root(root) == "batch"]
         size = numeric(right) if span in self.world.sample_divisions else math.prod(sizes) if sizes else None
-        if len(samples) != 1 or not size or not known[samples[0]].v:
+        if len(samples) != 1 or BATCHES in roots_of(left) or not size or not known[samples[0]].v:
             return a, left
         self.run.sample_divisors.add(size)
         share = Fraction(a) if isinstance(a, (int, Fraction)) else a

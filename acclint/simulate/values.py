@@ -60,9 +60,9 @@ class Owner:
     __slots__ = ("guessed", "name", "number", "parents")
     _made = count()
 
-    def __init__(self, name: str, parent: Owner | None = None, guessed: bool = False) -> None:
+    def __init__(self, name: str, parent: Owner | None = None) -> None:
         self.name = name
-        self.guessed = guessed
+        self.guessed = False
         self.number = next(Owner._made)  # sets of owners are gone through in this order
         self.parents: list[Owner] = [parent] if parent is not None else []
 

@@ -18,7 +18,7 @@ from acclint.probe.readings import CHECKS
 from acclint.settings import Finder, Overrides
 from tests.mutations.label import Label
 from tests.mutations.run import Mutant
-from tests.mutations.watched import Verdict, Watched, judge_all, oracle, state, truth_of
+from tests.mutations.watched import Verdict, Watched, judge_all, oracle, state, summed, truth_of
 
 EVERYTHING = Finder(Overrides(min_severity=Severity.INFO, min_confidence=Confidence.LOW), None, True)
 ASKED = ("ACC001", "ACC002", "ACC006", "ACC014", "ACC015", "ACC016", "ACC023")
@@ -47,9 +47,7 @@ def confirm(mutant: Mutant, original: str, store: Path | None = None) -> Watched
         )
         for number, one in enumerate(judged)
     )
-    confirmed = {one.code for one in verdicts if one.state == "rightly confirmed"}
-    missed = [d.codes[0] for d in truth.defects if d.sure and not confirmed & set(d.codes)]
-    return Watched(mutant, truth, verdicts, tuple(missed))
+    return summed(mutant, truth, verdicts)
 
 
 def _asked(text: str, result: FileResult, truth: Label) -> Iterator[Finding]:

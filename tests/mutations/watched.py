@@ -76,6 +76,13 @@ def truth_of(mutant: Mutant, original: str, store: Path | None) -> Label:
     return replace(truth, tolerated=truth.tolerated | known)
 
 
+def summed(mutant: Mutant, truth: Label, verdicts: tuple[Verdict, ...]) -> Watched:
+    """The verdicts about a mutant, and the sure defects that none of them confirms."""
+    confirmed = {one.code for one in verdicts if one.state == "rightly confirmed"}
+    missed = [d.codes[0] for d in truth.defects if d.sure and not confirmed & set(d.codes)]
+    return Watched(mutant, truth, verdicts, tuple(missed))
+
+
 def watch(mutant: Mutant, original: str, store: Path | None = None) -> Watched:
     """Check, run and judge one mutant as `acclint probe` does."""
     truth = truth_of(mutant, original, store)
@@ -100,9 +107,7 @@ def watch(mutant: Mutant, original: str, store: Path | None = None) -> Watched:
         )
         for one in judged
     )
-    confirmed = {one.code for one in verdicts if one.state == "rightly confirmed"}
-    missed = [d.codes[0] for d in truth.defects if d.sure and not confirmed & set(d.codes)]
-    return Watched(mutant, truth, verdicts, tuple(missed))
+    return summed(mutant, truth, verdicts)
 
 
 def watch_all(
