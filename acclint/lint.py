@@ -280,7 +280,6 @@ def _finding(
         from acclint.fix import fix_of
 
         fix = fix_of(analysed.judged, rule, report, unit, source.lines)
-    evidence: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
     return Finding(
         code=rule.code,
         name=rule.name,
@@ -293,8 +292,24 @@ def _finding(
             Assumption(message, unit.place(span) if span is not None else None) for message, span in report.assumptions
         ),
         fix=fix,
-        evidence={**evidence, **report.evidence},
+        evidence=_evidence(unit, report),
     )
+
+
+def _evidence(unit: Unit, report: Report) -> dict[str, Any]:
+    """The evidence of a report as plain JSON data, with places in the file."""
+    empty: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
+    evidence = empty | {key: value for key, value in report.evidence.items() if key != "scope"}
+    if evidence["trace"]:
+        events = [_located(unit, **event) for event in evidence["trace"]["events"]]
+        evidence["trace"] = {**evidence["trace"], "events": events}
+    return evidence
+
+
+def _located(unit: Unit, place: Span, **event: Any) -> dict[str, Any]:
+    found = unit.place(place)
+    cell = {} if found.cell is None else {"cell": found.cell}
+    return {**event, "location": {"row": found.row, "column": found.column}, **cell}
 
 
 def _loop(unit: Unit, loop: LoopFacts) -> LoopReport:

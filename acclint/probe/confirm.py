@@ -19,7 +19,7 @@ from typing import Any
 
 from acclint.findings import Finding, Place
 from acclint.lint import Outcome, Result
-from acclint.probe import Limits, Measurement, Oracle, OracleError, Term
+from acclint.probe import Limits, Measurement, Oracle, OracleError, Term, replay
 from acclint.probe.kept import Kept, versions_of
 from acclint.probe.readings import CHECKS
 from acclint.probe.slices import CannotSlice, Slice, cut
@@ -225,19 +225,37 @@ class Confirmer:
     def _judge_in_unit(self, finding: Finding, unit: Unit) -> Judged:
         """The verdict for a finding whose rows are those of the unit."""
         places = [finding.place, *(related.place for related in finding.related)]
+        path = os.path.abspath(unit.filename)
         try:
             part = cut(unit.text, {place.row for place in places if place.filename == finding.place.filename})
         except CannotSlice as error:
-            return _said(finding, INCONCLUSIVE, str(error))
-        case = Case(finding, part, os.path.abspath(unit.filename), unit.text)
+            return self._replayed(finding, unit, str(error))
+        case = Case(finding, part, path, unit.text)
         measured, why = self._measure(case)
         if measured is None:
-            return _said(finding, INCONCLUSIVE, why)
+            return self._replayed(finding, unit, why)
         judged = case.read(measured.measurement)
         verdict, why = self._weigh(case, judged, measured)
         if verdict in (CONFIRMED, CONSISTENT) and finding.code in _HARMS:
             why += harm_of(measured)
+        if judged.verdict not in (CONFIRMED, REFUTED) and not measured.pure:
+            return self._replayed(finding, unit, why)
         return _said(judged.finding, verdict, why, measured)
+
+    def _replayed(self, finding: Finding, unit: Unit, why: str) -> Judged:
+        """The verdict where the loop's own statements cannot be run, and `why`: its lifted events are, if there are."""
+        rows = {(place.cell, place.row): row for row, place in enumerate(unit.rows or (), 1)}
+        text = replay.program(finding.evidence.get("trace") or {}, rows)
+        if not text:
+            return _said(finding, INCONCLUSIVE, why)
+        path = os.path.abspath(unit.filename)
+        way = Way()
+        measurement, answered = self._measured(text, path, Limits(TIMEOUT), _spec(way, USUAL))
+        judged = Run(measurement, path, {path: unit.text}).judge(finding)
+        if judged.verdict != CONFIRMED:
+            return _said(finding, INCONCLUSIVE, why)
+        told = f"{judged.text} in a replay of what acclint reads from it, since {why}"
+        return _said(judged.finding, CONSISTENT, told, Measured(measurement, answered, way, 0, 0))
 
     # --- runs ---
 
@@ -287,14 +305,7 @@ class Confirmer:
         key = (text, way, name, k, rest)
         if key not in self.runs:
             spec = {
-                "mode": "entry" if way.entry else "script",
-                "entry": way.entry,
-                "loops": way.loops,
-                "models": way.models,
-                "lenient": way.models,
-                "flips": list(way.flips),
-                "rows": way.rows,
-                "k": k,
+                **_spec(way, k),
                 "k_names": [name] if name else [],
                 "batches": 4 * k + rest,
                 "chain": list(part.chain),
@@ -382,6 +393,26 @@ class Confirmer:
             if not other.ended or case.read(other.measurement).verdict != verdict:
                 return f"`{name}` decides (line {row})"
         return ""
+
+
+def _spec(way: Way, k: int) -> dict[str, Any]:
+    """What a run is told about a program that needs no stand-ins; see `sliced.program`."""
+    return {
+        "mode": "entry" if way.entry else "script",
+        "entry": way.entry,
+        "loops": way.loops,
+        "models": way.models,
+        "lenient": way.models,
+        "flips": list(way.flips),
+        "rows": way.rows,
+        "k": k,
+        "k_names": [],
+        "batches": 4 * k,
+        "chain": [],
+        "decorated": [],
+        "classes": [],
+        "devices": False,
+    }
 
 
 def _unit(filename: str) -> Unit | None:

@@ -20,6 +20,7 @@ from acclint.simulate.vocabulary import word_set
 
 # What a function that is given the optimizer is for, by its name, when it is not zeroing or stepping.
 _HARMLESS = word_set("lr rate schedule scheduler warmup log save checkpoint state print")
+_TRACED = 3  # updates of which a finding's evidence tells the events
 ORDER = (Confidence.LOW, Confidence.MEDIUM, Confidence.HIGH)
 
 
@@ -258,6 +259,28 @@ class View:
             found.append(("the optimizer update", self.update.span))
         return found
 
+    def trace(self) -> list[dict[str, Any]]:
+        """What happened to the gradients of this lane up to the end of its first updates, in order.
+
+        `place` is a span; `weight` is that of the largest loss term of a backward call before any edit of gradients,
+        `factor` what an edit multiplies gradients with, None if it is not known.
+        """
+        told = [window for window in self.closed if window.seen][:_TRACED]
+        calls = [self.run.backwards[number] for number in sorted({n for window in told for n in window.seen})]
+        found: dict[int, dict[str, Any]] = {}
+        for call in calls:
+            term, weight = max(call.terms, key=lambda one: abs(float(one[1])), default=(None, 1))
+            reduction = term.reduction if term is not None else "unknown"
+            found[call.event.number] = {"event": "backward", "weight": float(weight), "reduction": reduction}
+        for window in told:
+            found |= {event.number: {"event": "zero_grad"} for event in window.zeros}
+            for event in window.edits:
+                factor = event.data.get("factor")
+                found[event.number] = {"event": "edit", "factor": None if factor is None else float(factor)}
+            if window.update is not None:
+                found[window.update.number] = {"event": "update"}
+        return [{**found[number], "place": self.run.events[number].span} for number in sorted(found)]
+
     def proof(self) -> dict[str, Any]:
         """The evidence of a finding."""
         rows = []
@@ -278,7 +301,7 @@ class View:
                 "simulated_as": self.k,
             },
             "contributions": [{"owner": self.lane.name, "updates": rows}],
-            "measured": None,
+            "trace": {"owner": self.lane.name, "events": self.trace()},
             "scope": list(self.micro.span) if self.micro is not None else None,
         }
 

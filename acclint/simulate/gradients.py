@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from acclint import program as p
 from acclint.program import Span
@@ -84,17 +85,15 @@ class Gradients(Updates):
     def scale_gradient(self, owners: Owners, value: Value, op: str, span: Span) -> None:
         number = self.as_number(value) if not self.is_data(value) else None
         amount = numeric(number) if number is not None else None
-        event = self.event("edit", span, how="scale", amount=amount)
+        factor: Any = 1  # in place of one that is not known
         if amount:
             factor = (
                 amount if op == "*" else (Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount)
             )
-            known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number))
-            self.ledger.edit(self.covers(owners), lambda a: a * factor, event)
-            if not known:
-                self.unsure_edit(owners, event)
-        else:
-            self.ledger.edit(self.covers(owners), lambda a: a, event)
+        known = bool(amount) and all(self.role_of_root(root) for root in roots_of(number))
+        event = self.event("edit", span, how="scale", factor=factor if known else None)
+        self.ledger.edit(self.covers(owners), lambda a: a * factor, event)
+        if not known:
             self.unsure_edit(owners, event)
 
     def unsure_edit(self, owners: Owners, event: Event) -> None:

@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 
 from acclint import lint
+from acclint.findings import Confidence, Severity
 from acclint.probe import Oracle
+from acclint.probe.confirm import Confirmer
 from acclint.probe.watch import Request, Watched, judge, limits_of
+from acclint.settings import Finder, Overrides
 
+EVERYTHING = Finder(Overrides(min_severity=Severity.INFO, min_confidence=Confidence.LOW), None, True)
 ROOT = Path(__file__).parents[2]
 
 HEAD = """\
@@ -183,6 +187,21 @@ def test_scripts_of_frameworks(package: str, codes: set[str], text: str, tmp_pat
         assert compared is not None
         assert compared.reason == ""
         assert compared.error < 1e-5
+
+
+@pytest.mark.parametrize(("package", "codes", "text"), [one[1:] for one in SCRIPTS], ids=[name for name, *_ in SCRIPTS])
+def test_loops_of_frameworks_on_their_own_statements(package: str, codes: set[str], text: str, tmp_path: Path) -> None:
+    """`--confirm` has the installed frameworks, and refutes nothing that a run of the whole script confirms."""
+    pytest.importorskip(package)
+    script = tmp_path / "train.py"
+    script.write_text(HEAD + textwrap.dedent(text))
+    findings = lint.check([str(script)], EVERYTHING).findings
+    with Confirmer() as confirmer:
+        judged = confirmer.judge(str(script), findings)
+    assert {one.finding.code for one in judged if one.verdict == "confirmed"} <= codes
+    assert not codes & {one.finding.code for one in judged if one.verdict == "refuted"}
+    if package in ("accelerate", "torch"):  # the others call the loop's statements themselves
+        assert {one.finding.code for one in judged if one.verdict == "confirmed"} == codes
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
