@@ -19,6 +19,11 @@ class Span(NamedTuple):
     end_row: int
     end_column: int
 
+    def within(self, outer: Span) -> bool:
+        """Whether it lies in another place (or is the same)."""
+        ends = (outer.end_row, outer.end_column)
+        return (outer.row, outer.column) <= (self.row, self.column) and (self.end_row, self.end_column) <= ends
+
 
 NOWHERE = Span(0, 0, 0, 0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from acclint.findings import Confidence, Severity
 from acclint.lint import check_text
 from acclint.settings import Settings
@@ -277,5 +279,261 @@ def train(args, loader):
         if (i + 1) % args.accum == 0:
             optimizer.step()
             model.zero_grad()
+"""
+    assert codes(text) == set()
+
+
+HELPERS = """\
+import torch
+from torch import nn
+import helpers
+from helpers import Base, Net, clear
+
+class Run(Base):
+    def __init__(self, loader):
+        super().__init__()
+        self.loader = loader
+        self.model = Net()
+        self.opt = torch.optim.Adam(self.model.parameters())
+
+    def train(self):
+        for epoch in range(3):
+            for x in self.loader:
+                ZEROED
+                self.model(x).mean().backward()
+                self.opt.step()
+"""
+
+
+@pytest.mark.parametrize(
+    "zeroed",
+    [
+        "helpers.reset_grad([self.model])",
+        "helpers.zero_gradients(self.model.parameters())",
+        "clear(self.opt)",
+        "clear([self.model])",
+        "self.opt.clear_all()",
+        "self.model.clear_all()",
+        "self.clear()",
+        "self.reset_grad()",
+    ],
+)
+def test_what_another_file_zeroes_by_its_name_is_zeroed(zeroed: str) -> None:
+    assert codes(HELPERS.replace("ZEROED", zeroed)) == set()
+
+
+@pytest.mark.parametrize("other", ["self.memory.clear()", "helpers.reset_states(self.model)", "self.opt.clear_cache"])
+def test_what_another_file_clears_besides_is_no_gradient(other: str) -> None:
+    assert codes(HELPERS.replace("ZEROED", other)) == {"ACC015"}
+
+
+def test_an_optimizer_that_takes_the_gradients_over_loses_none() -> None:
+    text = """\
+from bgd import BGD
+from torch import nn
+
+class Learner(nn.Module):
+    def __init__(self, passes):
+        super().__init__()
+        self.net = nn.Linear(8, 1)
+        self.passes = passes
+        self.optimizer = BGD(self.net.parameters(), passes=passes)
+
+    def observe(self, x, y):
+        for _ in range(self.passes):
+            self.optimizer.zero_grad()
+            (self.net(x) - y).square().mean().backward()
+            self.optimizer.aggregate_grads(batch_size=x.shape[0])
+        self.optimizer.step()
+"""
+    assert codes(text) == set()
+    assert codes(text.replace("aggregate_grads", "report")) == {"ACC002"}
+
+
+ITEMS = """\
+import torch
+
+class Run:
+    def __init__(self, model, criterion, config, loader):
+        self.model, self.criterion, self.loader = model, criterion, loader
+        self.k = config.accumulation_steps
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def run(self):
+        for i, batch in enumerate(self.loader):
+            losses = self.criterion(self.model(batch), batch)
+            DIVIDED
+            loss = TAKEN
+            loss.backward()
+            if (i + 1) % self.k == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize("taken", ['losses["loss"]', 'losses.get("loss", 0)', "sum(losses.values())"])
+@pytest.mark.parametrize(
+    "divided",
+    [
+        "losses = {name: value / self.k for name, value in losses.items()}",
+        "for name, value in losses.items(): losses[name] = value / self.k",
+        "for name in losses: losses[name] = losses[name] / self.k",
+        "for name in losses.keys(): losses[name] /= self.k",
+    ],
+)
+def test_a_record_of_losses_is_divided_item_by_item(divided: str, taken: str) -> None:
+    text = ITEMS.replace("DIVIDED", divided).replace("TAKEN", taken)
+    assert codes(text) == set()
+    if "sum" not in taken:
+        assert codes(text.replace("/ self.k", "+ 0").replace("/= self.k", "+= 0")) == {"ACC001"}
+
+
+def test_one_of_the_kept_losses_may_be_chosen_for_backward() -> None:
+    text = """\
+import torch
+from torch import nn
+
+class Meta(nn.Module):
+    def __init__(self, net, steps):
+        super().__init__()
+        self.net, self.steps = net, steps
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-3)
+
+    def forward(self, x, y, query, wanted):
+        kept, last = [], 0
+        for k in range(self.steps):
+            loss = nn.functional.cross_entropy(self.net(x), y)
+            grads = torch.autograd.grad(loss, list(self.net.parameters()), create_graph=True)
+            for weight, grad in zip(self.net.parameters(), grads):
+                weight.fast = weight - 0.01 * grad
+            kept.append(nn.functional.cross_entropy(self.net(query), wanted))
+            last = k
+        chosen = kept[last]
+        chosen.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+"""
+    assert "ACC005" not in codes(text)
+
+
+def test_what_an_optimizer_of_another_call_has_used_is_in_no_window() -> None:
+    text = """\
+import torch
+from torch import autograd
+
+def penalty(critic, real, fake):
+    mixed = 0.3 * real + 0.7 * fake
+    grads = autograd.grad(outputs=critic(mixed).sum(), inputs=mixed, create_graph=True)[0]
+    return ((grads.norm(2, dim=1) - 1) ** 2).mean()
+
+def train(loader, gen, critic, args):
+    g_opt = torch.optim.Adam(gen.parameters(), lr=1e-4)
+    c_opt = torch.optim.Adam(critic.parameters(), lr=1e-4)
+    done = 0
+    for epoch in range(args.epochs):
+        for i, x in enumerate(loader):
+            fake = gen(x)
+            d_loss = critic(fake.detach()).mean() - critic(x).mean() + penalty(critic, x, fake)
+            c_opt.zero_grad()
+            d_loss.backward()
+            c_opt.step()
+            if done % args.each == 0:
+                g_loss = -critic(gen(x)).mean()
+                g_opt.zero_grad()
+                g_loss.backward()
+                g_opt.step()
+            done += 1
+            if i == 999:
+                break
+"""
+    assert codes(text) == set()
+
+
+def test_a_counter_that_is_passed_along_runs_on_over_the_epochs() -> None:
+    text = """\
+class Run:
+    def __init__(self, model, optimizer, loader, accum, epochs):
+        self.model, self.optimizer, self.loader = model, optimizer, loader
+        self.accum, self.epochs = accum, epochs
+
+    def step(self, x, done=1):
+        self.model(x).mean().div(self.accum).backward()
+        if done % self.accum == 0:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def train(self):
+        RESET
+        for epoch in range(self.epochs):
+            again
+            for x in self.loader:
+                done += 1
+                self.step(x, done=done)
+"""
+    info = dataclasses.replace(EVERYTHING, min_severity=Severity.INFO)
+    on = text.replace("RESET", "done = 0").replace("again", "pass")
+    anew = text.replace("RESET", "pass").replace("again", "done = 0")
+    assert {one.code for one in check_text(on, "train.py", info).findings} == set()
+    assert {one.code for one in check_text(anew, "train.py", info).findings} == {"ACC007"}
+
+
+def test_a_loop_in_a_class_of_an_imported_base_is_run() -> None:
+    text = """\
+import torch.nn.functional as F
+from base_trainer import Trainer
+
+class Smooth(Trainer):
+    def _train_epoch(self, epoch):
+        for step, batch in enumerate(self.loader):
+            loss = F.cross_entropy(self.model(**batch).logits, batch["labels"]) / self.config["accumulation_steps"]
+            loss.backward()
+            if step % self.config["accumulation_steps"] == 0 or step == len(self.loader) - 1:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+"""
+    assert codes(text) == {"ACC006"}
+    assert codes(text.replace("base_trainer", "transformers")) == set()
+
+
+def test_losses_with_weights_of_each_item_of_a_setting_are_no_growing_list() -> None:
+    text = """\
+import torch
+from torch import nn
+
+class Quantiles(nn.Module):
+    def __init__(self, quantiles):
+        super().__init__()
+        self.quantiles = quantiles
+
+    def forward(self, guess, wanted):
+        losses = []
+        for i, q in enumerate(self.quantiles):
+            errors = wanted - guess[:, i]
+            losses.append(torch.max((q - 1) * errors, q * errors).unsqueeze(1))
+        return torch.mean(torch.sum(torch.cat(losses, dim=1), dim=1))
+
+def train(args, model, loader, valid):
+    optimizer = torch.optim.Adam(model.parameters())
+    criterion = Quantiles(args.quantiles)
+    for epoch in range(args.epochs):
+        for x, y in loader:
+            optimizer.zero_grad()
+            criterion(model(x), y).backward()
+            optimizer.step()
+        model.eval()
+        print(sum(criterion(model(x), y).item() for x, y in valid))
+"""
+    assert codes(text) == set()
+
+
+def test_a_range_may_be_longer_than_python_can_count() -> None:
+    text = """\
+def train(model, loader, optimizer):
+    for _ in range(49 ** 24):
+        pass
+    for x in loader:
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        optimizer.step()
 """
     assert codes(text) == set()

@@ -204,3 +204,18 @@ def frameworks_of(path: str) -> tuple[Framework, ...]:
 
 ENGINES = frozenset({"ignite.engine.Engine", "ignite.engine.engine.Engine"})
 """Classes whose first argument is called with one batch after the other (ignite 0.5.5, ignite/engine/engine.py)."""
+
+
+# Packages with a trainer class that runs the loop and calls the methods of what is derived from it.
+_TRAINERS = frozenset({
+    "TTS", "accelerate", "adapters", "allennlp", "axolotl", "catalyst", "colossalai", "composer", "deepspeed",
+    "detectron2", "espnet", "espnet2", "fairseq", "fastai", "flair", "ignite", "lightning", "llamafactory",
+    "llmtuner", "megatron", "mmcv", "mmdet", "mmengine", "mmseg", "monai", "nemo", "nnunet", "nnunetv2", "optimum",
+    "peft", "pytorch_lightning", "pytorch_metric_learning", "ray", "sentence_transformers", "setfit", "skorch",
+    "stable_baselines3", "swift", "torchrl", "torchtune", "transformers", "trl", "ultralytics", "unsloth",
+})  # fmt: skip
+
+
+def is_trainer_package(path: str) -> bool:
+    """Whether a class of this full name ending in `Trainer` is a framework's."""
+    return path.partition(".")[0] in _TRAINERS

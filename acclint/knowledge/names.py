@@ -301,6 +301,25 @@ def is_loader_name(name: str) -> bool:
 _OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt opts")
 
 
+_CLEARS = _set("zero clear clean reset")
+_GRADIENTS = _set("grad grads gradient gradients")
+_ANYTHING = _CLEARS - {"reset"} | _set("all up")
+
+
+@lru_cache(maxsize=8192)
+def is_zeroing_name(name: str) -> bool:
+    """Whether a name is that of a function that zeroes gradients: `zero_grad`, `reset_gradients`."""
+    parts = set(words(name))
+    return bool(parts & _CLEARS and parts & _GRADIENTS)
+
+
+@lru_cache(maxsize=8192)
+def may_zero(name: str) -> bool:
+    """Whether a function of this name may well zero gradients, among other things: `clear`, `zero_all`."""
+    parts = set(words(name))
+    return bool(parts & _CLEARS) and parts <= _ANYTHING
+
+
 @lru_cache(maxsize=8192)
 def is_optimizer_name(name: str) -> bool:
     """Whether a name is an optimizer (`opt` is also used for parsed options: use it with other evidence)."""

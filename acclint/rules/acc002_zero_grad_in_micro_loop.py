@@ -220,13 +220,17 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     confidence = weaker(view.confidence, Confidence.HIGH)
     if view.micro is not None and view.micro.kind == "call":
         confidence = Confidence.LOW
+    assumptions = view.notes()
+    if view.handed_on is not None:
+        confidence = Confidence.LOW
+        assumptions += ((f"`{view.handed_on.data['what']}` is given the gradients", view.handed_on.span),)
     return Report(
         span,
         message,
         Severity.ERROR,
         confidence,
         notes=tuple(view.related()),
-        assumptions=view.notes(),
+        assumptions=assumptions,
         intents=_intents(view, event, zeros, divisions),
         evidence=view.proof(),
     )

@@ -10,7 +10,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Detach, Intent, Report, Rule
 from acclint.rules.windows import held, turning, weaker
-from acclint.simulate.trace import Event, Loop, Run
+from acclint.simulate.trace import Backward, Event, Loop, Run
 from acclint.simulate.values import Owner, Term
 
 if TYPE_CHECKING:
@@ -155,8 +155,11 @@ def _outputs(run: Run, event: Event) -> Report | None:
     terms: tuple[Term, ...] = event.data["terms"]
     batches: tuple[frozenset[int], ...] = event.data["batches"]
     loop = _turning(list(terms))
-    if loop is None or loop.kind == "call" or not all(batches) or len(set(batches)) < len(batches):
+    fetched = {frozenset(number for number in batch if number > 0) for batch in batches}
+    if loop is None or loop.kind == "call" or not all(batches) or len(fetched) < len(batches):
         return None
+    if frozenset.intersection(*fetched) - run.cuts and not any(batch & run.cuts for batch in fetched):
+        return None  # What one batch is weighed with, head by head, say.
     if any(len(batch) > 2 for batch in batches):
         return None  # Sums over many batches: a metric, which something unknown has given.
     sent = [0] * len(batches)
@@ -223,6 +226,11 @@ def _largest(events: list[Event]) -> tuple[Event, list[Term]]:
     return event, [term for term in terms if term.site == site]
 
 
+def _behind(backward: Backward, kept: Event, loop: Loop) -> bool:
+    """Whether backward is called behind the loop that keeps losses."""
+    return backward.event.number > kept.number and loop not in [one for one, _ in backward.event.loops]
+
+
 def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | None:
     site = group[0].site
     loop = _turning(group)
@@ -232,6 +240,9 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
     bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
     if bounded and event.data["size"] < FEW:
         return None
+    behind = [backward for backward in run.backwards if _behind(backward, event, loop)]
+    if any(term in group for backward in behind for term, _ in backward.terms):
+        return None  # One of them is chosen when all are there.
     outer = turning(group[0].loops, group[-1].loops) or loop
     calls = sum(any(term in group for term, _ in backward.terms) for backward in run.backwards)
     if outer.known_length and not outer.cut and 0 < calls < FEW:

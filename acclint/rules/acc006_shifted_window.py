@@ -11,7 +11,7 @@ from acclint.knowledge.names import is_accumulation_name, is_interval_name
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Negate, Report, Rule, Shift
 from acclint.rules.rewrites import divide, undivided
-from acclint.rules.windows import View, held, inside, owner_phrase, views
+from acclint.rules.windows import View, held, owner_phrase, views
 from acclint.simulate.trace import Event, Guard, Loop, Run, Window
 from acclint.simulate.values import numeric, roots_of
 
@@ -185,7 +185,7 @@ def _later(view: View, gate: Guard, by: int) -> list[tuple[Action, ...]]:
 def _test(view: View, gate: Guard) -> Span:
     """The place of a window test: of its remainder, where that is written in another statement."""
     at = gate.remainder
-    return at if at is not None and at in view.texts.operands and not inside(at, gate.span) else gate.span
+    return at if at is not None and at in view.texts.operands and not at.within(gate.span) else gate.span
 
 
 def _behind_backward(view: View, gate: Guard, first: Window) -> tuple[Intent, ...]:
@@ -288,7 +288,7 @@ def _borrowed(view: View, gate: Guard, sizes: list[int]) -> Report | None:
 def _another_number(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     """The window test goes by a number that cannot be what the loss is divided by: `% 5` or `% (k + 1)`, and `/ k`."""
     modulus = gate.modulus
-    said = {text for span, text in view.texts.moduli.items() if inside(span, gate.span)}
+    said = {text for span, text in view.texts.moduli.items() if span.within(gate.span)}
     if not isinstance(modulus, int) or len(sizes) < 2 or modulus not in sizes or len(said) != 1:
         return None
     calls = [(window, call) for window in view.closed for call in view.backwards(window)]
@@ -433,7 +433,7 @@ def _boundary(window: Window, gate: Guard) -> bool:
 def _interval(view: View, test: Span) -> str:
     """The modulus of a test, if its name says that it is an interval of logging, saving or the like."""
     for span, said in view.texts.moduli.items():
-        if inside(span, test):
+        if span.within(test):
             name = said.rpartition(".")[2]
             if is_interval_name(name) and not is_accumulation_name(name):
                 return said
@@ -446,7 +446,7 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         return _first_only(view, gate)
     if view.k < 2 or len(sizes) < 2 or sizes[0] >= view.k or sizes[1] != view.k or gate.modulus != view.k:
         return None
-    if {gate.bound, *(said for span, said in view.texts.moduli.items() if inside(span, gate.span))} & view.texts.moving:
+    if {gate.bound, *(said for span, said in view.texts.moduli.items() if span.within(gate.span))} & view.texts.moving:
         return None  # k may be shorter at first, and come to its length later.
     first = next(window for window in view.closed if window.seen)
     counter = numeric(gate.counter)

@@ -11,7 +11,7 @@ from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
 from acclint.rules.acc030_backward_skipped import wasted_siblings
 from acclint.rules.base import Action, Gate, Intent, Move, Report, Rule
-from acclint.rules.windows import View, held, inside, owner_phrase, views, weaker
+from acclint.rules.windows import View, held, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Event, Run
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _divided(view: View) -> Report | None:
     guards = [guard for window in view.closed if window.update for guard in window.update.guards]
     if any(guard.modulus is not None for guard in guards):
         return None
-    remainders = [span for guard in guards if guard.unknown for span in view.texts.moduli if inside(span, guard.span)]
+    remainders = [span for guard in guards if guard.unknown for span in view.texts.moduli if span.within(guard.span)]
     if remainders:
         return None  # `if plan[i % k]`: a window test, of which the text does not say when it is true.
     for window in view.closed:
@@ -204,7 +204,7 @@ def _tested_divisors(view: View) -> set[Span]:
         for event in view.run.of("test")
         if micro is not None and any(loop.span == micro.span for loop, _ in event.loops)
         for span in view.texts.moduli
-        if inside(span, event.span)
+        if span.within(event.span)
     }
     return {span for span, text in view.texts.divisors.items() if text in moduli and not text.isdigit()}
 
@@ -288,7 +288,7 @@ def _clipped_only(view: View) -> Report | None:
         if not any(loop.span == micro.span for loop, _ in event.loops):
             continue
         for guard in event.guards:
-            moduli = [text for span, text in view.texts.moduli.items() if inside(span, guard.span)]
+            moduli = [text for span, text in view.texts.moduli.items() if span.within(guard.span)]
             named = any(is_accumulation_name(text.rpartition(".")[2]) for text in moduli)
             if guard.modulus is None or guard.span in own or not named or not float(guard.modulus) > 1:
                 continue

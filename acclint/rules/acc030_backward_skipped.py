@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Intent, Report, Rule
-from acclint.rules.windows import View, held, inside, own_data, owner_phrase, views, weaker
+from acclint.rules.windows import View, held, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Guard, Loop, Run, Window
 from acclint.simulate.values import Term, roots_of
 
@@ -139,7 +139,7 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
         or backward.event.loops not in turns
     ):
         return None
-    moduli = {text for span, text in view.texts.moduli.items() if inside(span, guard.span)}
+    moduli = {text for span, text in view.texts.moduli.items() if span.within(guard.span)}
     names = {text.rpartition(".")[2] for text in moduli}
     divided = [event.span for event in window.edits if view.texts.divisors.get(event.span) in moduli]
     for value, is_k, span in backward.divisors:
@@ -148,7 +148,7 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
         if said in moduli or (value == guard.modulus and alike):
             divided.append(span)
     if not divided:
-        divided += [span for span in view.texts.divided if inside(span, backward.span)]
+        divided += [span for span in view.texts.divided if span.within(backward.span)]
     term, weight = view.effective(window, backward)
     optimizer = view.lane.optimizer
     if optimizer is not None and optimizer.plain_sgd and roots_of(optimizer.lr) & {"over k", *view.run.k_names}:

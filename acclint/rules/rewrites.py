@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from acclint.program import Span
 from acclint.rules.base import Action, Divide, Move, Remove, Zero
-from acclint.rules.windows import View, inside
+from acclint.rules.windows import View
 from acclint.simulate.trace import Backward, Event, Window
 from acclint.simulate.values import roots_of
 
@@ -64,7 +64,7 @@ def rate_divisors(view: View) -> list[str]:
     return [
         text
         for span, text in view.texts.divisors.items()
-        if (optimizer is not None and inside(span, optimizer.span))
+        if (optimizer is not None and span.within(optimizer.span))
         or _RATE.search(view.texts.text(span).partition("/")[0])
     ]
 

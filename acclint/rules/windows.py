@@ -166,13 +166,15 @@ class View:
             found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))
         if self.run.notes:
             found.append((Confidence.LOW, self.run.notes[0][0], self.run.notes[0][1]))
-        if self.run.of("hook"):
-            found.append((Confidence.LOW, "a gradient hook may change the gradients", self.run.of("hook")[0].span))
+        for event in self.run.of("hook")[:1]:
+            what = event.data.get("what")
+            told = f"`{what}` may zero gradients" if what else "a gradient hook may change the gradients"
+            found.append((Confidence.LOW, told, event.span))
         return found
 
     @cached_property
     def handed_on(self) -> Event | None:
-        """A call of something unknown, in the loop, that is given the optimizer and could zero its gradients."""
+        """A call of something unknown, in the loop, that is given the optimizer and could use or zero its gradients."""
         micro = self.micro
         for event in self.run.of("opaque"):
             value = event.data.get("value")
@@ -217,7 +219,7 @@ class View:
             return gate.bound
         if gate is not None:
             for span, text in self.texts.moduli.items():
-                if inside(span, gate.span) or span == gate.remainder:
+                if span.within(gate.span) or span == gate.remainder:
                     return text
         micro = self.micro
         if micro is not None and micro.kind == "count" and micro.level == "window":
@@ -312,13 +314,6 @@ def own_data(term: Term) -> frozenset[int]:
     return fetched or frozenset(one for one in term.data if one > TAKEN)
 
 
-def inside(span: Span, outer: Span) -> bool:
-    return (outer.row, outer.column) <= (span.row, span.column) and (span.end_row, span.end_column) <= (
-        outer.end_row,
-        outer.end_column,
-    )
-
-
 def turning(one: tuple[tuple[Loop, int], ...], other: tuple[tuple[Loop, int], ...]) -> Loop | None:
     """The outermost loop that is in another turn (or entry) in the second of two places."""
     for (loop, turn), (loop2, turn2) in zip(one, other, strict=False):
@@ -397,7 +392,6 @@ __all__ = [
     "Judge",
     "View",
     "held",
-    "inside",
     "owner_phrase",
     "scale_severity",
     "site_counts",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from acclint import program as p
-from acclint.knowledge.frameworks import ENGINES
+from acclint.knowledge.frameworks import ENGINES, is_trainer_package
 from acclint.simulate.callers import Callers
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
@@ -23,7 +23,7 @@ _COUNTERS = word_set(
 )
 # Lightning calls these without gradients.
 _NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
-_FRAMEWORK_BASES = ("Trainer", "Callback", "Hook", "Function")
+_FRAMEWORK_BASES = ("Callback", "Hook", "Function")  # whoever has them calls their methods
 
 
 def drive(machine: Machine) -> None:
@@ -92,7 +92,8 @@ def _entries(machine: Machine) -> list[tuple[Closure, ClassValue | None]]:
 def _belongs_to_framework(cls: ClassValue) -> bool:
     for base in cls.bases:
         name = base.path if isinstance(base, Imported) else getattr(base, "name", "")
-        if name.rpartition(".")[2].endswith(_FRAMEWORK_BASES):
+        last = name.rpartition(".")[2]
+        if last.endswith(_FRAMEWORK_BASES) or (last.endswith("Trainer") and is_trainer_package(name)):
             return True
         if isinstance(base, ClassValue) and _belongs_to_framework(base):
             return True

@@ -255,7 +255,8 @@ class Expressions(Conditions):
                 if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], (str, int, Param)):
                     result[self.dict_key(pair[0])] = pair[1]
                 else:
-                    result[len(result)] = pair[1] if isinstance(pair, tuple) and len(pair) == 2 else pair
+                    key, value = pair if isinstance(pair, tuple) and len(pair) == 2 else ("", pair)
+                    result[v.AnyKey(f"{self.key(key)}#{len(result)}")] = value
             return result
         if expr.kind == "generator":
             feeds = any(type(item) is Opaque and item.batch for item in made[:1])

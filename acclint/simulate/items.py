@@ -14,6 +14,7 @@ from acclint.simulate.iteration import Iteration
 from acclint.simulate.scan import text
 from acclint.simulate.trace import TAKEN, Part
 from acclint.simulate.values import (
+    AnyKey,
     Closure,
     Imported,
     Instance,
@@ -28,6 +29,7 @@ from acclint.simulate.values import (
 )
 from acclint.simulate.vocabulary import word_set
 
+EVERY = "[every key]"  # what a loop over the items of something unknown has put in the place of each
 _INDEXED_DATA = word_set("x y X Y data inputs targets images labels batch tokens dataset samples features")
 
 
@@ -59,6 +61,8 @@ class Items(Iteration):
                     return value[index]
             except TypeError:
                 pass
+            if isinstance(index, str) and (kept := self.under_any_key(value)) is not None:
+                return kept
             if type(index) is Opaque or isinstance(index, (str, int)):
                 if value and not isinstance(index, (str, int)):
                     return next(iter(value.values()))
@@ -70,6 +74,8 @@ class Items(Iteration):
             kept = value.attrs.get(f"[{key}]")
             if kept is not None:
                 return kept
+            if isinstance(index, str) and EVERY in value.attrs:
+                return value.attrs[EVERY]
             plain = not value.batch and not value.graph and isinstance(index, int)
             name = index if isinstance(index, str) else "<item>" if plain else value.name
             # What a record counts has no graph, whatever else it holds: `metrics["correct"]`.
@@ -165,7 +171,7 @@ class Items(Iteration):
         if isinstance(base, dict):
             key = self.dict_key(index)
             try:
-                base[self.key(key) if type(key) is Opaque else key] = value
+                base[AnyKey(self.key(key)) if type(key) is Opaque else key] = value
             except TypeError:
                 return
             self.watch_kept(span, value, list(base.values()), target)
@@ -180,6 +186,13 @@ class Items(Iteration):
             self.write_item(base, value, span, target)
         elif type(base) in (Opaque, Instance):
             base.attrs[f"[{self.key(index)}]"] = value
+            if type(index) is Opaque and type(base) is Opaque and index.key.startswith(f"item({base.key}"):
+                base.attrs[EVERY] = value  # `for name in losses: losses[name] = losses[name] / k`
+
+    @staticmethod
+    def under_any_key(value: dict[Any, Value]) -> Value:
+        """The last item of a dict that was written under a key that is not known; None without one."""
+        return next((value[key] for key in reversed(value) if type(key) is AnyKey), None)
 
     def write_item(self, base: Tensor, value: Value, span: Span, target: str) -> None:
         """Written into a tensor: the graph of what was there before stays, even where it is overwritten."""
@@ -234,7 +247,8 @@ class Items(Iteration):
             if not owner or type(args[0]) is Param:
                 return args[1] if len(args) > 1 else None
             if isinstance(args[0], str):
-                return args[1] if len(args) > 1 else None
+                kept = self.under_any_key(owner)
+                return kept if kept is not None else args[1] if len(args) > 1 else None
             return self.opaque(f"dict.get:{span.row}", "<item>")
         if name == "setdefault" and args and isinstance(args[0], (str, int)):
             return owner.setdefault(args[0], args[1] if len(args) > 1 else None)

@@ -32,6 +32,7 @@ from acclint.simulate.values import (
 
 QUIET_TURNS = 2
 LIST_TURNS = 64
+_MANY = 1 << 60  # Python counts no longer ranges
 
 
 class Iteration(Gradients):
@@ -222,7 +223,7 @@ class Iteration(Gradients):
         stop, step = numeric(stop_value), numeric(self.as_number(value.step))
         if start is None or stop is None or step is None or int(step) == 0:
             return iter(range(wanted))
-        count = len(range(int(start), int(stop), int(step)))
+        count = len(range(*(int(max(-_MANY, min(one, _MANY))) for one in (start, stop, step))))
         loop.total = count
         roots = roots_of(stop_value) | roots_of(value.start) | roots_of(value.step)
         strided = step != 1 or bool(roots_of(value.step))

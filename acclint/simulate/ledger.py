@@ -32,6 +32,7 @@ class Ledger:
         self.used: set[int] = set()
         self._pending: dict[tuple[Optimizer | None, Owner], _Pending] = {}
         self._history: dict[Owner, list[int]] = {}
+        self._reached: dict[int, Owners] = {}  # the parameters that each backward call reached, before they are booked
 
     # --- who owns what ---
 
@@ -69,13 +70,16 @@ class Ledger:
         if pending is None:
             pending = self._pending[key] = _Pending()
             if key not in self.lanes:
-                # The optimizer is known only from now on: what came before counts as seen.
-                pending.seen += self._history.get(key[1], [])
+                # The optimizer is known only from now on: what came before counts as seen, but for what another one
+                # has used up (an optimizer that the last call of the function made).
+                row = self.rows.get(key[1], {})
+                pending.seen += [one for one in self._history.get(key[1], []) if one not in self.used or row.get(one)]
         return pending
 
     # --- what happens ---
 
     def backward(self, number: int, owners: Owners) -> None:
+        self._reached[number] = owners
         for owner in sorted(self._targets(owners), key=lambda one: one.number):
             row = self.rows.setdefault(owner, {})
             row[number] = row.get(number, 0) + math.prod(
@@ -89,15 +93,23 @@ class Ledger:
         return [owner for owner in self.rows if covers(owner)]
 
     def zero(self, covers: Callable[[Owner], bool], event: Event) -> None:
-        for owner in self.covered(covers):
-            row = self.rows[owner]
+        for owner, row in self.rows.items():
+            zeroed = set(row) if covers(owner) else {number for number in row if self._lies_in(number, covers)}
+            if not zeroed and not covers(owner):
+                continue
             for key in self._lanes_on(owner):
                 pending = self._wait(key)
                 pending.zeros.append(event)
                 for number in pending.seen:
-                    if row.get(number) and number not in pending.lost:
+                    if number in zeroed and row[number] and number not in pending.lost:
                         pending.lost[number] = event
-            row.clear()
+            for number in zeroed:
+                del row[number]
+
+    def _lies_in(self, number: int, covers: Callable[[Owner], bool]) -> bool:
+        """Whether a backward call reached nothing but what is covered: of a whole module, perhaps one part."""
+        reached = self._reached.get(number)
+        return bool(reached) and all(covers(owner) for owner in reached or ())
 
     def edit(self, covers: Callable[[Owner], bool], change: Callable[[Number], Number], event: Event) -> None:
         for owner in self.covered(covers):

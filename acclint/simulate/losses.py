@@ -192,8 +192,12 @@ class Losses(Ownership):
         return self.scaled(loss, factor, (amount, named, span), sure=known)
 
     def multiplied(self, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
+        batch = value.batch | self.batch_of(other)
         if per_sample:
-            return value
+            return Tensor(value.owners, value.graph, None, value.size, "none", value.name, batch)
+        if self.is_data(other) and type(value) is Opaque and getattr(other, "name", "") != "size":
+            # Weighted element by element, as a mask does: what is summed up later is known then.
+            return Tensor(value.owners, True, batch=batch, sure=False)
         loss = self.as_loss(value, span)
         if self.is_data(other) or type(other) in (Tensor, Maybe):
             return self.scaled(loss, 1, sure=False)
@@ -267,13 +271,22 @@ class Losses(Ownership):
             target = stmt.targets[0]
         if type(value) is not Tensor or not value.divisors or not value.terms or target is None:
             return
+        if not all(term.sent for term in value.terms):
+            return
         held = self.held(target, frame)
         if type(held) is Opaque:
             held = held.attrs.get("<loss>")
-        if type(held) is not Tensor or held.terms is None or held.terms.keys() != value.terms.keys():
-            return
-        if len(value.divisors) > len(held.divisors) and all(term.sent for term in value.terms):
+        smaller = type(held) is Tensor and held.terms is not None and held.terms.keys() == value.terms.keys()
+        if (smaller and len(value.divisors) > len(held.divisors)) or self._sent_in(stmt.span, value):
             self.event("late division", stmt.span, divisor=value.divisors[-1], terms=tuple(value.terms))
+
+    def _sent_in(self, span: Span, value: Tensor) -> bool:
+        """Whether a value was divided in a statement, after backward had run in a function that it called."""
+        last = self.run.backwards[-1] if self.run.backwards else None
+        if last is None or not value.divisors[-1][2].within(span):
+            return False
+        inside = any(call.within(span) for call in last.event.path)
+        return inside and any(term in (value.terms or ()) for term, _ in last.terms)
 
     def held(self, target: p.Expr, frame: Frame) -> Value:
         """What a variable, an attribute or an item of a variable holds now; None if nothing is known of it."""

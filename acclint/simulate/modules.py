@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
@@ -71,8 +72,11 @@ class Modules(Frameworks):
             return None
         if name in ("parameters", "named_parameters", "trainable_parameters"):
             return ParamSet(frozenset((owner.owner,)), name == "named_parameters")
-        if name == "zero_grad":
-            self.zero(frozenset((owner.owner,)), span, "module zero_grad")
+        if names.is_zeroing_name(name):
+            if owner.owner is not None:
+                self.zero(frozenset((owner.owner,)), span, "module zero_grad")
+            else:
+                self.may_zero(name, span)
             return None
         if name in ("train", "eval"):
             mode = name == "train" and (not args or bool(numeric(args[0]) if numeric(args[0]) is not None else True))
@@ -115,6 +119,8 @@ class Modules(Frameworks):
             return v.replaced(owner, keywords)
         if type(owner) is Instance and self.is_lightning(owner):
             return self.lightning_method(owner, name, args, keywords, span)
+        if names.may_zero(name):
+            self.may_zero(name, span)
         return self.opaque(f"{owner.name}.{name}()", name)
 
     def super_method(

@@ -7,10 +7,11 @@ from acclint.knowledge import names
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
+from acclint.simulate.items import EVERY
 from acclint.simulate.modules import Modules
 from acclint.simulate.scan import text
 from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, Owner, ParamSet, Tensor, Value
-from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, ZEROING, word_set
+from acclint.simulate.vocabulary import HANDLES_GRADIENTS, NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, word_set
 
 _DATA_SIZE = word_set("size shape numel __len__ nelement")
 _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
@@ -51,6 +52,11 @@ class Unknown(Modules):
         if args and (callee.name in PROGRESS or callee.name == "log_every"):
             return args[0]
         batch = self.batch_of(values)
+        of_self = isinstance(expr.func, p.Attr) and text(expr.func.value) == "self" and not values
+        if self.zeroed_by_name(callee.name, values, span):
+            return None
+        if of_self and names.may_zero(callee.name):
+            self.may_zero(callee.name, span)  # A method of a base class of another file.
         self.note_opaque(callee.key, values, span)
         for one in values:
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
@@ -103,6 +109,23 @@ class Unknown(Modules):
             return True
         return callee.owner is not None or (bool(callee.owners) and self.is_module_like(callee))
 
+    def zeroed_by_name(self, name: str, values: list[Value], span: Span) -> bool:
+        """Whether a function of another file zeroes gradients, by its name: `zero_grad(parameters)`, `clear(opt)`."""
+        told = names.is_zeroing_name(name)
+        if not told and not names.may_zero(name):
+            return False
+        given = [other for one in values for other in (one if isinstance(one, (list, tuple)) else [one])]
+        optimizers = [one for one in given if type(one) is v.Optimizer]
+        optimizers += [self.as_optimizer(one) for one in given if type(one) is Opaque and "<optimizer>" in one.attrs]
+        for one in optimizers:
+            self.zero(NOBODY, span, name, one)
+        owners = self.owners_of(values)
+        if told and owners:
+            self.zero(owners, span, name)
+        elif owners or (told and not optimizers):
+            self.may_zero(name, span)
+        return told or bool(optimizers or owners)
+
     def note_opaque(self, what: str, values: list[Value], span: Span) -> None:
         """A call of something unknown that is handed the optimizer or the model could step or zero."""
         accelerators = [one for one in values if type(one) is v.Accelerator]
@@ -141,13 +164,17 @@ class Unknown(Modules):
         if name == "manual_backward" and args:
             self.backward(args[0], span, via="manual_backward")
             return None
-        if name in ZEROING:
+        if names.is_zeroing_name(name) and not args:
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
                 # Whose parameters `parameters()` gives: its own, or those of the modules that it was made with.
                 self.zero(base.owners or frozenset((self.owner_of(base),)), span, "module zero_grad")
             return None
+        if "<optimizer>" in base.attrs and HANDLES_GRADIENTS & set(names.words(name)):
+            self.event("opaque", span, what=name, value=base)
+        if names.may_zero(name) and not args and self.is_module_like(base) and not base.batch:
+            self.may_zero(name, span)
         if name in ("step", "step_update", "step_and_update_lr", "update_lr"):
             return self.step_method(base, name, args, keywords, span)
         if name in ("parameters", "named_parameters", "trainable_parameters", "get_parameters"):
@@ -215,6 +242,9 @@ class Unknown(Modules):
             return self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
         if name in ("chunk", "split", "tensor_split") and args:
             return self.chunks(base, name, args, span, keywords.get("dim"))
+        if name in ("items", "values") and not args and EVERY in base.attrs:
+            every = base.attrs[EVERY]
+            return [every] if name == "values" else [(self.opaque(f"item({base.key}.keys())", "key"), every)]
         if name in ("items", "values", "keys", "copy") and not args:
             return self.opaque(
                 f"{base.key}.{name}()", base.name, owners=base.owners, graph=base.graph, batch=base.batch
@@ -314,13 +344,7 @@ class Unknown(Modules):
         values = [*args, *keywords.values()]
         if last == "scale_loss" and args:
             return ("scaled", args[0])
-        if last in ZEROING:
-            # A helper of another file: `zero_grad(parameters)`.
-            owners = self.owners_of(args)
-            if owners:
-                self.zero(owners, span, last)
-            else:
-                self.event("hook", span)  # Which gradients it zeroes is not known.
+        if self.zeroed_by_name(last, values, span):
             return None
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last)

@@ -10,7 +10,7 @@ from acclint.simulate import values as v
 from acclint.simulate.losses import Losses
 from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
-from acclint.simulate.vocabulary import ZEROING
+from acclint.simulate.vocabulary import HANDLES_GRADIENTS
 from acclint.simulate.world import Restart
 
 _BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
@@ -58,6 +58,10 @@ class Updates(Losses):
             self.ledger.zero(lambda owner: self.ledger.owns(optimizer, owner), event)
         else:
             self.ledger.zero(self.covers(owners), event)
+
+    def may_zero(self, what: str, span: Span) -> None:
+        """A call of something unknown that may zero gradients, nobody knows which."""
+        self.event("hook", span, what=what)
 
     def step(self, optimizer: v.Optimizer, args: list[Value], keywords: dict[str, Value], span: Span) -> None:
         closure = args[0] if args else keywords.get("closure")
@@ -215,7 +219,7 @@ class Updates(Losses):
     ) -> Value:
         if name == "step":
             self.step(owner, args, keywords, span)
-        elif name in ZEROING:
+        elif names.is_zeroing_name(name) or names.may_zero(name):
             if owner.gate is None or owner.gate.sync:
                 self.zero(NOBODY, span, "zero_grad", owner)
         elif name == "backward" and args:
@@ -232,4 +236,6 @@ class Updates(Losses):
             self.event("hook", span)
         elif name == "clip_master_grads":
             self.event("clip", span)
+        elif not owner.known and HANDLES_GRADIENTS & set(names.words(name)):
+            self.event("opaque", span, what=name, value=owner)
         return self.opaque(f"{owner.name}.{name}()", name)

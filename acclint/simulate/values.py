@@ -26,6 +26,12 @@ NO_ROOTS: frozenset[str] = frozenset()
 Remainder = tuple[Number, frozenset[str], Value, Span]
 
 
+class AnyKey(str):
+    """The key of a dict's item where the text does not tell it: whichever key is asked for may be this one."""
+
+    __slots__ = ()
+
+
 class Num:
     """A number (or truth value) that depends on something unknown, or on a remainder.
 

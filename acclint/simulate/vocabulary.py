@@ -21,3 +21,5 @@ WITH_INDICES = word_set("max min topk sort median mode kthvalue cummax cummin")
 # torch's and Paddle's.
 ZEROING = word_set("zero_grad clear_grad clear_gradients")
 RESHAPES = word_set("view reshape flatten permute squeeze unsqueeze transpose t repeat expand")
+# In the name of a method of an optimizer class that is not torch's: it may take the gradients over, or add them up.
+HANDLES_GRADIENTS = word_set("grad grads gradient gradients aggregate accumulate collect")
