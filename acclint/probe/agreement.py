@@ -97,9 +97,15 @@ def _compare(
 def relative_row(window: Window, size: int, *, by_element: bool = False) -> tuple[float, ...]:
     """The contributions of the calls of an update and of older ones that are in it; 1 is right in windows of `size`.
 
-    With `by_element` also where the losses of the window are together the mean over its elements, whatever their sizes.
+    A window of another size may be divided by its own: then its means weigh 1 together. With `by_element` 1 is right
+    also where the losses of the window are together the mean over its elements, whatever their sizes.
     """
     elements = _elements_of_a_mean(window) if by_element else 0.0
+    # Several places are branches for one loss, or several losses of each micro-batch.
+    for calls in (window.fresh, window.main) if window.fresh and window.means else ():
+        if abs(sum(map(window.weight, calls)) - 1) <= bands(window.measured.precision)[0]:
+            size = len(calls)
+            break
     row = []
     for call in sorted({*window.stale, *window.fresh}):
         terms = window.terms(call)

@@ -325,6 +325,7 @@ class Ledger:
             self._take_manual_update(moved)
             moved = []
         odd: dict[int, list[Item]] = {}
+        nought: list[tuple[Leaf, Tensor]] = []  # sums that are exactly 0: every factor keeps them so, and zeroing does
         unseen: set[int] = set()
         for leaf in self.leaves.values():
             pending, leaf.pending = leaf.pending, None
@@ -341,11 +342,18 @@ class Ledger:
             if expected is not None and now.shape == expected.shape and torch.equal(now, expected.to(now.dtype)):
                 if pending is not None:
                     leaf.coefs[pending] = leaf.coefs.get(pending, 0.0) + 1.0
+                elif leaf.coefs and not bool(now.any()):
+                    nought.append((leaf, now))
                 leaf.value = now
             elif not bool(now.any()):
                 self._drop(leaf, now, pending, unseen)
             else:
                 odd.setdefault(leaf.owner, []).append((leaf, now, pending))
+        for leaf, now in nought:  # what happened to the other gradients of its optimizer
+            if leaf.owner in odd:
+                odd[leaf.owner].append((leaf, now, None))
+            elif leaf.owner in unseen:
+                self._drop(leaf, now, None, unseen)
         for items in odd.values():
             owner = items[0][0].owner
             since = -1 if owner == POOL else self.optimizers[owner].last_step

@@ -220,7 +220,7 @@ def _reach(event: Event) -> Confidence:
 
 def _largest(events: list[Event]) -> tuple[Event, list[Term]]:
     """The event that keeps the most, and the terms of the one place that most of it comes from."""
-    event = max(events, key=lambda one: int(one.data["size"]))
+    event = max(events, key=lambda one: (int(one.data["size"]), one.number))  # the last: what is replaced, is by then
     terms: tuple[Term, ...] = event.data["terms"]
     site = max({term.site for term in terms}, key=lambda one: sum(term.site == one for term in terms))
     return event, [term for term in terms if term.site == site]

@@ -13,7 +13,7 @@ from acclint.knowledge.names import words
 from acclint.program import NOWHERE, Span
 from acclint.rules.base import Report
 from acclint.simulate import Analysis
-from acclint.simulate.facts import common_size, site_counts, window_size
+from acclint.simulate.facts import common_size, right_size, site_counts, window_size
 from acclint.simulate.trace import TAKEN, Backward, Event, Guard, Lane, Loop, Run, Window
 from acclint.simulate.values import Term
 from acclint.simulate.vocabulary import word_set
@@ -288,11 +288,12 @@ class View:
         rows = []
         for window in self.closed[:8]:
             row = []
+            size = right_size(self.run, window, self.k)
             for number in sorted({*window.seen, *window.row}):
                 backward = self.run.backwards[number]
                 term, _ = self.effective(window, backward)
                 weight = max((w for _, w in backward.terms), key=lambda one: abs(float(one)), default=1)
-                right = 1 if term is not None and term.reduction == "sum" else max(self.k, 1)
+                right = 1 if term is not None and term.reduction == "sum" else size
                 row.append(round(float(window.row.get(number, 0) * weight * right), 6))
             rows.append(row)
         literal = self.k_text.isdigit()

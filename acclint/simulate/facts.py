@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from acclint.program import Span
@@ -81,7 +82,7 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
             state = "accumulates" if size > 1 else "plain"
             if span in found and found[span].state == "accumulates":
                 state = "accumulates"
-            updates = tuple(_relative(run, lane, window, size) for window in lane.windows if window.update)
+            updates = tuple(_relative(run, window, size) for window in lane.windows if window.update)
             before = found[span].contributions if span in found else ()
             contributions = (*before, (lane.name, updates)) if updates else before
             found[span] = LoopFacts(span, state, "", "", contributions)
@@ -96,13 +97,31 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
     return tuple(found[span] for span in sorted(found))
 
 
-def _relative(run: Run, lane: Lane, window: Window, size: int) -> tuple[float, ...]:
+def right_size(run: Run, window: Window, size: int) -> int:
+    """The number of micro-batches that the means of a window are to be divided by, where `size` is the usual one.
+
+    A shorter or longer window may be divided by its own: then its weights sum up to 1.
+    """
+    weights: dict[tuple[Span, ...], list[float]] = {}
+    for number in window.seen:
+        call = run.backwards[number]
+        weight = max((abs(float(weight)) for _, weight in call.terms), default=1.0)
+        weights.setdefault(call.site, []).append(weight * float(window.row.get(number, 0)))
+    # Several places are branches for one loss, or several losses of each micro-batch.
+    for group in (list(chain(*weights.values())), *weights.values()):
+        if abs(sum(group) - 1) < 1e-6:
+            return len(group)
+    return max(size, 1)
+
+
+def _relative(run: Run, window: Window, size: int) -> tuple[float, ...]:
     numbers = sorted({*window.seen, *window.row})
+    size = right_size(run, window, size)
     row = []
     for number in numbers:
         backward = run.backwards[number]
         a = window.row.get(number, 0)
         for term, weight in backward.terms:
-            right = 1 if term.reduction == "sum" else max(size, 1)
+            right = 1 if term.reduction == "sum" else size
             row.append(float(a * weight * right))
     return tuple(row)
