@@ -26,6 +26,7 @@ from acclint.simulate.values import (
     PyRaise,
     Tensor,
     Value,
+    numeric,
 )
 from acclint.simulate.world import Restart, Stop
 
@@ -561,7 +562,9 @@ class Statements(Expressions):
                 value = self.eval(one.value, body)
                 for target in one.targets:
                     if isinstance(target, p.Name):
-                        if cls.dataclass or self.world.is_accumulation(target.id):
+                        # That a plain class of settings does not accumulate is meant so, as a constant is.
+                        plain = not bases and numeric(value) == 1
+                        if cls.dataclass or (self.world.is_accumulation(target.id) and not plain):
                             value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
                         cls.members[target.id] = body.vars[target.id] = value
         frame.vars[stmt.name] = cls
