@@ -476,6 +476,15 @@ def is_world_size_name(name: str) -> bool:
     )  # fmt: skip
 
 
+_METRICS = _set("score scores metric metrics accuracy acc iou miou auc f1 precision recall psnr bleu rouge wer cer")
+
+
+def is_metric_name(name: str) -> bool:
+    """Whether a function computes a metric, by its name."""
+    parts = set(words(name))
+    return bool(parts & _METRICS) and "loss" not in parts
+
+
 _COUNTED = _set("correct count counts accuracy acc acc1 acc5 top1 top5 hits tp fp fn tn")
 
 

@@ -10,9 +10,9 @@ from acclint.program import Span
 from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.rewrites import divide, divided_rate, rate_divisors, smaller_gradient
 from acclint.rules.straight import straight_calls
-from acclint.rules.windows import View, held, owner_phrase, scale_severity, views, weaker
+from acclint.rules.windows import View, held, owner_phrase, scale_severity, turning, views, weaker
 from acclint.simulate.trace import Backward, Run
-from acclint.simulate.values import numeric
+from acclint.simulate.values import Opaque, Term, numeric, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -157,7 +157,7 @@ def _division(view: View, calls: list[Backward], by: Span | str) -> Intent:
 
 def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
     """The backward sites whose mean loss enters every full window with weight 1 a micro-batch, with their numbers."""
-    if divided_rate(view):
+    if divided_rate(view) or _changed_elsewhere(view):
         return {}
     suspects: dict[tuple[Span, ...], list[int]] = {}
     cleared: set[tuple[Span, ...]] = set()
@@ -174,7 +174,7 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             if any(not one.known_scale for one in group) or any(event.data.get("unsure") for event in window.edits):
                 cleared.add(site)
                 continue
-            if _of_the_whole_window(group):
+            if _of_the_whole_window(group) or any(map(_sum_over_samples, group)):
                 cleared.add(site)
                 continue
             if any(_divided(view, window.row.get(one.number, 0) * weight) for one in group for _, weight in one.terms):
@@ -190,6 +190,12 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
     return {site: numbers for site, numbers in suspects.items() if site not in cleared}
 
 
+def _changed_elsewhere(view: View) -> bool:
+    """Whether something unknown has changed gradients of an optimizer of which nobody knows the parameters."""
+    lanes = [lane for lane in view.run.lanes if view.lane.parts_unknown and lane.optimizer is view.lane.optimizer]
+    return any(event.data.get("unsure") for lane in lanes for window in lane.windows for event in window.edits)
+
+
 def _of_the_whole_window(group: list[Backward]) -> bool:
     """Whether each loss is computed from the same several micro-batches (each with the graph of another one of them).
 
@@ -199,6 +205,20 @@ def _of_the_whole_window(group: list[Backward]) -> bool:
     all_data = {frozenset(one for term, _ in backward.terms for one in term.data) for backward in group}
     data = {frozenset(one for one in found if one > 0) for found in all_data}
     return len(data) == 1 and (len(next(iter(data))) > 1 or (len(all_data) == 1 and bool(next(iter(data)))))
+
+
+def _sum_over_samples(backward: Backward) -> bool:
+    """Whether a loss sums those of the single samples of a batch: `for i in range(len(x)): loss += criterion(...)`."""
+    sites: dict[tuple[Span, ...], Term] = {}
+    for term, _ in backward.terms:
+        other = sites.setdefault(term.site, term)
+        loop = turning(other.loops, term.loops) if other is not term else None
+        if loop is None or loop.kind != "count":
+            continue
+        keys = {loop.count.key} if isinstance(loop.count, Opaque) else roots_of(loop.count)
+        if any(key.startswith(("len(", "shape", "tensor.size")) for key in keys):
+            return True
+    return False
 
 
 def _divided(view: View, weight: Any) -> bool:

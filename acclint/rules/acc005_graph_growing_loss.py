@@ -127,7 +127,7 @@ def _judge(run: Run) -> list[Report]:
             growing.add(event.span)
     deferred -= growing
     for event in run.of("keep"):
-        if event.span not in deferred:
+        if event.span not in deferred and event.data.get("holder") not in run.popped:
             by_place.setdefault(event.span, []).append(event)
     found: list[Report] = []
     told: set[Term] = set()
@@ -141,7 +141,7 @@ def _judge(run: Run) -> list[Report]:
             told.update(*(one.data["terms"] for one in events))
     outputs: dict[Span, list[Event]] = {}
     for event in run.of("keep output"):
-        if event.span not in by_place:
+        if event.span not in by_place and event.data["holder"] not in run.popped:
             outputs.setdefault(event.span, []).append(event)
     for events in outputs.values():
         reports = [_outputs(run, event) for event in events]

@@ -102,7 +102,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for event in run.of("test"):
         tests.setdefault(event.span, []).append(event)
     for span, events in tests.items():
-        if _stands_still(events) and _only_update_counts(run, events[0]):
+        if _stands_still(events) and _only_update_counts(run, events[0]) and _trains(run, events[-1]):
             found.append(_report(analysis, run, span, events))
     return found
 
@@ -123,6 +123,12 @@ def _stands_still(events: list[Event]) -> bool:
     if any(numeric(one) is None or roots_of(one) for one in counters):
         return False
     return len({event.data["outcome"] for event in tail}) == 1 and len({numeric(one) for one in counters}) == 1
+
+
+def _trains(run: Run, test: Event) -> bool:
+    """Whether backward is called in the loop of a test all the while."""
+    loop = test.loops[-1][0].span
+    return any(loop == one.span for backward in run.backwards for one, _ in backward.event.loops)
 
 
 def _only_update_counts(run: Run, test: Event) -> bool:

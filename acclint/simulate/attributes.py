@@ -150,8 +150,8 @@ class Attributes(Items):
         if name == "loss" and value.graph:
             made = self.opaque(f"{value.key}.loss", "loss", owners=value.owners, graph=True, batch=value.batch)
             made.hint = "output"
-            if "<by items>" in value.attrs:
-                made.attrs["<by items>"] = True
+            if "<unsure>" in value.attrs:
+                made.attrs["<unsure>"] = True
             value.attrs[name] = made
             return made
         # `data["train"].dataloader`: what holds a loader is no batch.

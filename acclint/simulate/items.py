@@ -224,10 +224,10 @@ class Items(Iteration):
         if name == "clear":
             owner.clear()
             return None
-        if name == "pop":
-            return owner.pop() if owner else self.opaque("pop", "<item>")
-        if name == "popleft":
-            return owner.pop(0) if owner else self.opaque("pop", "<item>")
+        if name in ("pop", "popleft"):
+            self.run.popped[id(owner)] = owner
+            first = name == "popleft" or (bool(args) and args[0] == 0)
+            return owner.pop(0 if first else -1) if owner else self.opaque("pop", "<item>")
         if name == "insert" and len(args) == 2:
             owner.insert(0, args[1])
             return None

@@ -86,7 +86,7 @@ class Losses(Ownership):
                 {self.new_term(owners, reduction, why, span, value.batch): 1},
                 name=value.name,
                 batch=value.batch,
-                sure="<by items>" not in value.attrs,
+                sure="<unsure>" not in value.attrs,
             )
             value.attrs["<loss>"] = made
             return made
@@ -350,13 +350,22 @@ class Losses(Ownership):
         if sites and max(sites.values()) > 1:
             evaluating = all(self.in_evaluation(term.owners) for term in kept)
             size = max(sites.values())
-            self.event("keep", span, target=target, terms=tuple(kept), size=size, evaluating=evaluating)
+            self.event(
+                "keep",
+                span,
+                holder=id(holder),
+                target=target,
+                terms=tuple(kept),
+                size=size,
+                evaluating=evaluating,
+            )
         same = [(one, term) for one, term in outputs if term.span == span]
         if len(same) > 1:
             self.event(
                 "keep output",
                 span,
                 target=target,
+                holder=id(holder),
                 terms=tuple(term for _, term in same),
                 batches=tuple(one.batch for one, _ in same),
                 evaluating=all(self.in_evaluation(one.owners) for one, _ in same),

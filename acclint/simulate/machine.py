@@ -61,7 +61,7 @@ class Machine(Statements):
         if type(result) is Opaque and result.graph:
             if keywords.get("num_items_in_batch") is not None:
                 # transformers' models divide the sum of their loss by it: perhaps by the items of the whole window.
-                result.attrs["<by items>"] = True
+                result.attrs["<unsure>"] = True
             elif keywords.get("return_loss") is True:
                 result.hint = "output"
         return result

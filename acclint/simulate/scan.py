@@ -26,6 +26,10 @@ _COMMON = word_set(
 _JUMPS = (p.Continue, p.Return)
 
 
+# What has a `step()` that updates nothing.
+_NO_UPDATE = word_set("reporter logger writer log pbar bar progress profiler prof timer meter tracker env run early")
+
+
 class Waiting(NamedTuple):
     """What waits for a test: whether an optimizer is stepped and backward called, and what the test reads assigned.
 
@@ -36,6 +40,12 @@ class Waiting(NamedTuple):
     trains: bool
     sets: bool
     raises: tuple[Span, ...]
+
+
+def _stepped(stmt: p.Stmt) -> p.Expr | None:
+    """What a statement `x.step(...)` steps; None for other statements."""
+    func = stmt.value.func if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Call) else None
+    return func.value if isinstance(func, p.Attr) and func.name == "step" else None
 
 
 class Scan:
@@ -265,7 +275,9 @@ class Scanner:
             read = _variables(stmt.test)
             reached = [one for block in blocks for one in self._reached(block)]
             sets = [one for one in reached if not read.isdisjoint(map(text, _assigned(one)))]
+            stepped = [text(one) for one in map(_stepped, reached) if one is not None]
             steps = any("step" in self.reach(block) for block in blocks)
+            steps = steps and not (stepped and all(_NO_UPDATE & set(names.words(one)) for one in stepped))
             trains = any(self.has_backward(block) for block in blocks)
             raises = tuple(one.span for one in sets if _adds(one))
             kept = self._waiting[stmt.span] = Waiting(steps, trains, bool(sets), raises)

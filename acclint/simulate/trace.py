@@ -182,6 +182,7 @@ class Run:
     numbers: dict[str, Number] = field(default_factory=dict)
     window_values: set[Number] = field(default_factory=set)
     k_names: dict[str, Number] = field(default_factory=dict)
+    popped: dict[int, list[Any]] = field(default_factory=dict)  # lists that items were taken from, by their id
     notes: list[tuple[str, Span]] = field(default_factory=list)
     hints: dict[str, Number] = field(default_factory=dict)
     stopped: str = ""

@@ -73,12 +73,15 @@ class Unknown(Modules):
             owners |= self.live(frozenset((self.guessed_owner(callee),)))
         key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
         graph = self.grad_enabled and bool(owners) and (callee.graph or self.is_forward_call(callee, values))
+        if isinstance(expr.func, p.Name) and names.is_metric_name(callee.name):
+            graph = graph and any(self.carries_graph(one) for one in values)
         made = self.opaque(
             key, callee.name if graph or batch else f"<{callee.name}", owners=owners, graph=graph, batch=batch
         )
         made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
         if type(parent) is Opaque:
             made.attrs["<receiver>"] = parent
+        self.note_helper(made, expr)
         if names.is_loss_name(callee.name):
             made.hint = "criterion"
             if any(self.carries_graph(one) for one in values):
@@ -93,6 +96,12 @@ class Unknown(Modules):
             if type(one) is Opaque and "<size>" in one.attrs:
                 made.attrs["<size>"] = one.attrs["<size>"]
         return made
+
+    @staticmethod
+    def note_helper(made: Opaque, expr: p.Call) -> None:
+        """A helper of another file that is given the loss may divide it."""
+        if made.graph and any(names.is_loss_name(text(one)) for one in expr.args):
+            made.attrs["<unsure>"] = True
 
     def guessed_owner(self, callee: Opaque) -> Owner:
         """The owner of what is called with data: it, and what it belongs to, may well be no module."""
@@ -164,6 +173,11 @@ class Unknown(Modules):
         if name == "manual_backward" and args:
             self.backward(args[0], span, via="manual_backward")
             return None
+        around = base.attrs.get("<around>")
+        stands_for = names.is_scheduler_name(base.name) and base.name in self.world.zeroed_names
+        if around is not None and stands_for and (name == "step" or names.is_zeroing_name(name)):
+            # `LRScheduler(optimizer, ...)`, which is stepped and zeroed in the place of its optimizer.
+            return self.optimizer_method(around, "step" if name == "step" else "zero_grad", [], {}, span)
         if names.is_zeroing_name(name) and not args:
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
@@ -206,8 +220,9 @@ class Unknown(Modules):
             return (Tensor(base.owners, True, batch=base.batch), Tensor(batch=base.batch))
         if name in ("mean", "sum") and base.graph:
             tensor = Tensor(base.owners, True, batch=base.batch)
-            if "<loss>" in base.attrs:
-                return self.as_loss(base, span)
+            called = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
+            if "<loss>" in base.attrs or (base.hint == "forward" and names.is_loss_name(called)):
+                return self.as_loss(base, span)  # Of several processes, say: how it was made is not known.
             made = self.tensor_method(tensor, name, args, keywords, span)
             if type(made) is Tensor and base.hint == "":
                 for term in made.terms or ():
@@ -297,6 +312,9 @@ class Unknown(Modules):
                 return None
             self.event("engine", span, name=base.name)
             return None
+        if args and not base.graph and self.is_module_like(base):
+            self.event("engine", span, name=base.name)  # A method of its own: `stage.backward(inputs, outputs, grads)`.
+            return None
         if not base.graph and self.grad_enabled:
             # Whatever it is made from, it is a loss.
             base.graph = True
@@ -317,7 +335,8 @@ class Unknown(Modules):
             target = first if type(first) is v.Optimizer else self.as_optimizer(first)
             self.step(target, args[1:], {}, span)
             return None
-        if "<scheduler>" in base.attrs or (names.is_scheduler_name(base.name) and "<optimizer>" not in base.attrs):
+        schedules = names.is_scheduler_name(base.name) and base.name not in self.world.zeroed_names
+        if "<scheduler>" in base.attrs or (schedules and "<optimizer>" not in base.attrs):
             self.schedule(self.as_scheduler(base, span), args, span, absolute=name != "step" or bool(args))
             return None
         if name != "step":
@@ -355,6 +374,7 @@ class Unknown(Modules):
         if last[:1].isupper() and not self.graph_owners(values) and made_once:
             key = f"{path}@{span.row}"
             made = self.opaque(key, "<" + last)
+            made.attrs["<around>"] = next((one for one in values if type(one) is v.Optimizer), None)
             if names.is_loss_name(last):
                 made.hint = "criterion"
             return made
@@ -373,6 +393,7 @@ class Unknown(Modules):
             made.hint = "criterion"
             if any(self.carries_graph(one) for one in values):
                 made.attrs["<scored>"] = True
+        self.note_helper(made, expr)
         if loaders and not graph:
             made.hint, made.name = "loader", "loader"
         elif not graph and not batch:
