@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
@@ -389,7 +390,8 @@ def _counted_unit(view: View, horizon: float, roots: frozenset[str]) -> str:
         if roots & test.roots if roots else not test.roots and float(test.limit) >= _LONG:
             seen.setdefault(test.limit, []).append(test)
     for limit, tests in seen.items():
-        first, last = tests[0], tests[-1]
+        fallen = (at for at, (one, other) in enumerate(pairwise(tests), 1) if other.counter < one.counter)
+        first, last = tests[0], tests[next(fallen, 0) - 1]  # up to where the counter begins anew
         rise = float(last.counter) - float(first.counter)
         counted = [sum(first.events <= number < last.events for number in numbers) for numbers in (calls, updates)]
         if rise < 2 or counted[0] < counted[1] + 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from acclint.simulate.trace import Backward, Lane, Loop, Run, Window
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
+
+
+_NEARLY = 0.75
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,13 @@ def window_size(run: Run, window: Window) -> int:
 
 
 def common_size(run: Run, lane: Lane) -> int:
-    """The nominal window: the most frequent size of the lane's closed windows, the larger one of equals."""
-    sizes = [window_size(run, window) for window in lane.windows if window.update is not None]
-    return max(set(sizes), key=lambda size: (sizes.count(size), size)) if sizes else 0
+    """The nominal window: the most frequent size of the lane's closed windows, the larger one of near equals.
+
+    Of a pass with two full windows, the first and the last one may be of one micro-batch each.
+    """
+    sizes = Counter(window_size(run, window) for window in lane.windows if window.update is not None)
+    usual = max(sizes.values(), default=0)
+    return max((size for size, count in sizes.items() if count >= _NEARLY * usual), default=0)
 
 
 def micro_loops(run: Run, lane: Lane) -> set[Span]:

@@ -13,6 +13,7 @@ from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, Para
 from acclint.simulate.vocabulary import HANDLES_GRADIENTS
 from acclint.simulate.world import Restart
 
+_TELLING = 1000  # unknown numbers from here up are unlike any other number of a run
 _BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
 
 
@@ -171,9 +172,14 @@ class Updates(Losses):
         if path.endswith(".LambdaLR"):
             factor = args[1] if len(args) > 1 else keywords.get("lr_lambda")
             factor = factor[0] if isinstance(factor, list) and factor else factor
-            made.horizon = self.zero_of(factor, span) if type(factor) is Closure else None
+            made.horizon = self.named(self.zero_of(factor, span)) if type(factor) is Closure else None
         self.run.schedulers.append(made)
         return made
+
+    def named(self, number: int | None) -> Value:
+        """A number with the name of the large unknown one that it equals; else as it is."""
+        roots = {key for key, one in self.run.numbers.items() if number is not None and one == number >= _TELLING}
+        return v.Num(number, frozenset(roots)) if number is not None and len(roots) == 1 else number
 
     def zero_of(self, function: Closure, span: Span) -> int | None:
         """The first step at which a schedule's factor is down to 0 (and stays there), None if it never is."""
