@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -29,6 +30,8 @@ from acclint.simulate.values import (
     numeric,
     roots_of,
 )
+
+_LOADERS = re.compile(r"load|(?<![a-z])dl(?![a-z])", re.IGNORECASE)
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -148,11 +151,17 @@ class Operators(Tensors):
     def in_batches(self, left: Value, a: Any, right: Value, span: Span) -> tuple[Any, Value]:
         """The dividend of a division of samples by samples per batch: as many as make a loader of unknown length."""
         known = self.numbers
+        divided = span in self.world.sample_divisions
+        # What is divided by samples per batch is no loader: `len(train_data) / TRAIN_BS`.
         samples = [
-            root for root in roots_of(left) if root in known and root[:4] == "len(" and not self.role_of_root(root)
+            root
+            for root in roots_of(left)
+            if root in known
+            and root[:4] == "len("
+            and (not self.role_of_root(root) or (divided and not _LOADERS.search(root)))
         ]
         sizes = [known[root].v for root in roots_of(right) if root in known and self.role_of_root(root) == "batch"]
-        size = numeric(right) if span in self.world.sample_divisions else math.prod(sizes) if sizes else None
+        size = numeric(right) if divided else math.prod(sizes) if sizes else None
         if len(samples) != 1 or BATCHES in roots_of(left) or not size or not known[samples[0]].v:
             return a, left
         self.run.sample_divisors.add(size)

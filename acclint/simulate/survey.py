@@ -112,7 +112,7 @@ class _Survey:
             self.analysis.divisors[one.span] = _divisor(one.right)
         if one.op in ("/", "//"):
             self.sizes |= _micro_batches_over(one, self.world)
-            if isinstance(one.right, (p.Name, p.Attr)) and names.is_loader_batch_size_name(
+            if isinstance(one.right, (p.Name, p.Attr, p.Extern)) and names.is_loader_batch_size_name(
                 text(one.right).rpartition(".")[2]
             ):
                 self.world.sample_divisions.add(one.span)
