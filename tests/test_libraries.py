@@ -537,3 +537,227 @@ def train(model, loader, optimizer):
         optimizer.step()
 """
     assert codes(text) == set()
+
+
+SETTINGS = """\
+import torch
+BASE
+
+def train(loader, model, criterion, optimizer):
+    for step, (x, y) in enumerate(loader):
+        loss = criterion(model(x), y)
+        loss.backward()
+        if step % CFG.gradient_accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+def test_a_plain_class_of_settings_says_whether_there_is_accumulation() -> None:
+    one = SETTINGS.replace("BASE", "class CFG:\n    gradient_accumulation_steps = 1")
+    assert codes(one) == set()
+    assert codes(one.replace("= 1", "= 4")) == {"ACC001", "ACC006"}
+    # what a command line may set, or another class, is only a default
+    other = SETTINGS.replace("BASE", "from settings import Base\nclass CFG(Base):\n    gradient_accumulation_steps = 1")
+    assert codes(other) == {"ACC001", "ACC006"}
+
+
+HELPED = """\
+import torch
+import torch.nn.functional as F
+from helpers import finish, normalize_gradients
+
+def train(args, model, loader, n_gpu):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step, (x, mask, y) in enumerate(loader):
+        LOSS
+        loss.backward()
+        if (step + 1) % args.gradient_accumulation_steps == 0:
+            optimizer.step()
+            model.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "loss = finish(args, n_gpu, model(x, mask, y).mean())",
+        "loss = model(x, mask, y)\n        loss = finish(args, n_gpu, loss)",
+        "loss = 0\n        for i in range(len(x)):\n            loss += F.mse_loss(model(x[i]), y[i])",
+    ],
+)
+def test_a_loss_that_a_helper_may_divide_or_that_sums_over_samples(loss: str) -> None:
+    assert "ACC001" not in codes(HELPED.replace("LOSS", loss))
+    plain = HELPED.replace("LOSS", "loss = torch.nn.functional.mse_loss(model(x), y)")
+    assert codes(plain) == {"ACC001"}
+
+
+def test_outputs_that_are_taken_out_again_one_by_one_are_no_growing_list() -> None:
+    text = """\
+import torch
+import torch.nn.functional as F
+
+def train_step(stage, loader, is_last, steps):
+    inputs, outputs = [], []
+    for _ in range(steps):
+        batch = next(loader)
+        out = stage.forward(batch["hidden"])
+        if is_last:
+            out = F.cross_entropy(out.flatten(0, 1), batch["target"].flatten())
+        inputs.append(batch["hidden"])
+        outputs.append(out)
+    for _ in range(steps):
+        stage.backward(inputs.pop(0), outputs.pop(0), None)
+
+def train(stage, loader, optimizer, steps):
+    for _ in range(100):
+        optimizer.zero_grad()
+        train_step(stage, loader, True, steps)
+        optimizer.step()
+"""
+    assert codes(text) == set()
+
+
+def test_scores_from_arrays_keep_no_graph() -> None:
+    text = """\
+import torch
+from metrics import *
+
+def train(model, loss_fn, loader, optimizer):
+    total = 0.0
+    for x, y in loader:
+        logits = model(x)
+        optimizer.zero_grad()
+        loss_fn(logits, y).backward()
+        optimizer.step()
+        total += iou_score(y.cpu().numpy(), logits.detach().cpu().numpy() > 0.5).sum()
+    return total
+"""
+    assert codes(text) == set()
+
+
+def test_a_wrapper_called_scheduler_that_is_zeroed_is_the_optimizer() -> None:
+    text = """\
+import torch
+from lr_scheduler import LRScheduler
+
+def train(model, loss_fn, batches, valid, reporter, args):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = LRScheduler(optimizer, args.lr)
+    print_step = args.print_step // 2
+    accum = 0
+    while True:
+        batch, last = batches.next()
+        accum += 1
+        loss, observed = model(batch)
+        (loss / args.accum).backward()
+        if accum >= args.accum or last:
+            scheduler.step()
+            scheduler.zero_grad(set_to_none=True)
+            accum = 0
+        if reporter.n_steps > 0 and reporter.n_steps % print_step == 0:
+            model(next(iter(valid)))
+            reporter.step(is_eval=True)
+        if last:
+            break
+"""
+    assert codes(text) == set()
+
+
+def test_a_test_in_a_loop_that_does_not_train_stops_no_update() -> None:
+    text = """\
+import torch
+
+def run(args, model, loss_fn, loader, begin=0):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    k = 0
+    while k < args.epochs:
+        if k < begin:
+            continue
+        for x, y in loader:
+            optimizer.zero_grad()
+            loss_fn(model(x), y).backward()
+            optimizer.step()
+        k += 1
+"""
+    assert codes(text) == set()
+
+
+LIMITED = """\
+import torch
+
+def train(opt, model, loader):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: max(0.0, 1 - s / opt.total_steps))
+    step = done = 0
+    while COUNTED < opt.total_steps:
+        for batch in loader:
+            step += 1
+            (model(**batch)[0] / opt.accumulation_steps).backward()
+            if step % opt.accumulation_steps == 0:
+                optimizer.step()
+                schedule.step()
+                model.zero_grad()
+                done += 1
+"""
+
+
+def test_a_schedule_as_long_as_a_limit_has_the_unit_of_what_is_limited() -> None:
+    assert codes(LIMITED.replace("COUNTED", "step")) == {"ACC004"}
+    assert codes(LIMITED.replace("COUNTED", "done")) == set()
+
+
+BERT = """\
+import torch
+from pytorch_pretrained_bert.optimization import BertAdam
+from settings import Config
+from torch.utils.data import DataLoader
+
+def train(args, model, train_data):
+    loader = DataLoader(train_data, batch_size=Config.TRAIN_BS)
+    steps = int(len(train_data) / Config.TRAIN_BS DIVIDED * args.epochs)
+    optimizer = BertAdam(model.parameters(), lr=args.lr, warmup=0.1, t_total=steps)
+    for epoch in range(args.epochs):
+        for step, batch in enumerate(loader):
+            loss = model(*batch)
+            if args.accumulation_steps > 1:
+                loss = loss / args.accumulation_steps
+            loss.backward()
+            if (step + 1) % args.accumulation_steps == 0:
+                optimizer.step()
+                model.zero_grad()
+"""
+
+
+def test_an_optimizer_may_have_a_schedule_of_its_own() -> None:
+    assert codes(BERT.replace("DIVIDED", "")) == {"ACC004"}
+    assert codes(BERT.replace("DIVIDED", "/ args.accumulation_steps")) == set()
+
+
+def test_a_first_and_a_last_window_of_one_do_not_hide_the_shift() -> None:
+    text = """\
+import math
+import torch
+
+def train(args, model, loader):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    limit = 3 * math.ceil(len(loader) / args.accumulation_steps)
+    done = 0
+    for epoch in range(3):
+        for step, batch in enumerate(loader):
+            (model(**batch).loss / args.accumulation_steps).backward()
+            if step % args.accumulation_steps == 0 or step == len(loader) - 1:
+                optimizer.step()
+                optimizer.zero_grad()
+                done += 1
+            if done >= limit:
+                break
+"""
+    assert codes(text) == {"ACC006"}
+
+
+def test_what_fills_missing_gradients_zeroes_none() -> None:
+    text = HELPED.replace("LOSS", "loss = torch.nn.functional.mse_loss(model(x), y)")
+    assert codes(text.replace("        loss.backward()", "        loss.backward()\n        zero_none_grad(model)")) == {
+        "ACC001"
+    }

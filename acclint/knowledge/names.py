@@ -303,6 +303,7 @@ _OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt op
 
 _CLEARS = _set("zero clear clean reset")
 _GRADIENTS = _set("grad grads gradient gradients")
+_FILLS = _set("none missing nan inf invalid check is if")  # `zero_none_grad` makes zeros of what is not there
 _ANYTHING = _CLEARS - {"reset"} | _set("all up")
 
 
@@ -310,7 +311,7 @@ _ANYTHING = _CLEARS - {"reset"} | _set("all up")
 def is_zeroing_name(name: str) -> bool:
     """Whether a name is that of a function that zeroes gradients: `zero_grad`, `reset_gradients`."""
     parts = set(words(name))
-    return bool(parts & _CLEARS and parts & _GRADIENTS)
+    return bool(parts & _CLEARS and parts & _GRADIENTS) and not parts & _FILLS
 
 
 @lru_cache(maxsize=8192)

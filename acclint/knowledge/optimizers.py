@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 LARGE_EPS = 1e-5
@@ -16,7 +16,8 @@ class OptimizerKind:
     `scale_invariant`: multiplying every gradient by one constant leaves the updates as they are. `coupled_decay`: a
     `weight_decay` other than 0 is added to the gradient and breaks that. `decoupling` is the keyword that switches to
     decoupled decay, `decoupled_value` its value for that. `eps` is the default added to the denominator (None: none).
-    `closure`: step() needs a closure that calls backward.
+    `closure`: step() needs a closure that calls backward. `schedule` is the argument that holds the length, in updates,
+    of a learning-rate schedule of its own; "" if it has none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class OptimizerKind:
     decoupled_value: bool = True
     eps: float | None = None
     closure: bool = False
+    schedule: str = ""
 
     def is_invariant(self, arguments: dict[str, object]) -> bool:
         """Whether the optimizer built with these keyword arguments is scale-invariant.
@@ -207,6 +209,9 @@ FusedLion invariant
 """)
 """deepspeed ops/adam, ops/adagrad, ops/lamb, ops/lion (not run)."""
 
+# Its rate goes to 0 over t_total calls of step() (pytorch-pretrained-bert 0.6.2, optimization.py).
+_BERT_ADAM = OptimizerKind("BertAdam", scale_invariant=True, decay_default=0.01, eps=1e-6, schedule="t_total")
+_OPENAI_ADAM = replace(_BERT_ADAM, name="OpenAIAdam")
 _SINGLE: dict[str, OptimizerKind] = {
     # lion-pytorch 0.2.5 (measured), schedulefree and pytorch_optimizer's relatives by their documented update rule.
     "lion_pytorch.Lion": OptimizerKind("Lion", scale_invariant=True),
@@ -218,10 +223,10 @@ _SINGLE: dict[str, OptimizerKind] = {
     "colossalai.nn.optimizer.HybridAdam": OptimizerKind("HybridAdam", scale_invariant=True, eps=1e-8),
     "colossalai.nn.optimizer.FusedAdam": _FUSED_ADAM,
     "pytorch_transformers.AdamW": OptimizerKind("AdamW", scale_invariant=True, eps=1e-6),
-    "pytorch_pretrained_bert.BertAdam": OptimizerKind("BertAdam", scale_invariant=True, decay_default=0.01, eps=1e-6),
-    "pytorch_pretrained_bert.optimization.BertAdam": OptimizerKind(
-        "BertAdam", scale_invariant=True, decay_default=0.01, eps=1e-6
-    ),
+    "pytorch_pretrained_bert.BertAdam": _BERT_ADAM,
+    "pytorch_pretrained_bert.optimization.BertAdam": _BERT_ADAM,
+    "pytorch_pretrained_bert.OpenAIAdam": _OPENAI_ADAM,
+    "pytorch_pretrained_bert.optimization_openai.OpenAIAdam": _OPENAI_ADAM,
     "adabelief_pytorch.AdaBelief": OptimizerKind("AdaBelief", scale_invariant=False, eps=1e-16),
     "fairseq.optim.adafactor.Adafactor": OptimizerKind("Adafactor", scale_invariant=True),
 }

@@ -228,7 +228,7 @@ def _largest(events: list[Event]) -> tuple[Event, list[Term]]:
 
 def _behind(backward: Backward, kept: Event, loop: Loop) -> bool:
     """Whether backward is called behind the loop that keeps losses."""
-    return backward.event.number > kept.number and loop not in [one for one, _ in backward.event.loops]
+    return backward.event.number > kept.number and loop.span not in [one.span for one, _ in backward.event.loops]
 
 
 def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | None:

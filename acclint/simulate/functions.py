@@ -597,8 +597,9 @@ def _loader(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
             length = None
     if length is None:
         length = m.number(f"len({key})", "length", "length")
-    if numeric(size):
-        m.run.batch_sizes.add(numeric(size))
+    samples = numeric(size if type(size) is not Imported else m.as_number(size))
+    if samples:
+        m.run.batch_sizes.add(samples)
     made = Loader(key, length, size, span)
     made.name = "<loader>"
     return made

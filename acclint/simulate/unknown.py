@@ -220,9 +220,9 @@ class Unknown(Modules):
             return (Tensor(base.owners, True, batch=base.batch), Tensor(batch=base.batch))
         if name in ("mean", "sum") and base.graph:
             tensor = Tensor(base.owners, True, batch=base.batch)
-            called = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
-            if "<loss>" in base.attrs or (base.hint == "forward" and names.is_loss_name(called)):
-                return self.as_loss(base, span)  # Of several processes, say: how it was made is not known.
+            joined = any("gpu" in self.world.texts.get(guard.span, "").lower() for guard in self.guards)
+            if "<loss>" in base.attrs or (base.hint == "forward" and joined):
+                return self.as_loss(base, span)  # The mean over processes: how each made its loss is not known.
             made = self.tensor_method(tensor, name, args, keywords, span)
             if type(made) is Tensor and base.hint == "":
                 for term in made.terms or ():

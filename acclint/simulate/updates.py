@@ -82,6 +82,8 @@ class Updates(Losses):
         self.run_hooks(optimizer, _BEFORE_STEP, span)
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
+        if "<schedule>" in optimizer.attrs:
+            self.schedule(optimizer.attrs["<schedule>"], [], span)
         self.run_hooks(optimizer, _AFTER_STEP, span)
 
     @staticmethod
@@ -148,6 +150,13 @@ class Updates(Losses):
         made.plain_sgd = path.endswith(".SGD") and decay == 0
         self.run.optimizers.append(made)
         self.ledger.add(made)
+        length = self.as_number(keywords.get(kind.schedule)) if kind.schedule else None
+        if numeric(length) is not None and numeric(length) > 0:
+            own = v.Scheduler(len(self.run.schedulers), "<scheduler>", path, "update", span)
+            own.attrs["<counts>"], own.attrs["<args>"] = {"total_steps": length}, ([], {})
+            own.optimizer = made
+            self.run.schedulers.append(own)
+            made.attrs["<schedule>"] = own
         return made
 
     def make_scheduler(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
