@@ -365,13 +365,16 @@ def probe(script: str, args: tuple[str, ...], output_format: str, color: str, **
         parts = [probed.render_concise(watched) if concise else probed.render(watched, width, options["quiet"])]
         parts += [] if options["quiet"] else [probed.summary(watched)]
         click.echo("\n\n".join(part for part in parts if part), color=_colours(color))
-    if watched.measured.outcome in ("crashed", "timeout"):
-        _say(f"warning: {probed.ending(watched)}")
+    nothing = probed.nothing(watched)
+    if nothing or watched.measured.outcome in ("crashed", "timeout"):
+        _say(f"warning: {nothing or probed.ending(watched)}")
         if failure := probed.output_of_failure(watched):
             click.echo(failure, err=True)
     _errors(watched.errors)
     if any(finding.severity.rank > 0 for finding in watched.remaining):
         raise click.exceptions.Exit(EXIT_FINDINGS)
+    if nothing:
+        raise click.exceptions.Exit(EXIT_PROBLEM)
 
 
 def _show_progress(progress: Mapping[str, float]) -> None:

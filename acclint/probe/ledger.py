@@ -66,6 +66,8 @@ class Ledger:
         self.max_backwards = 400
         self.max_updates: int | None = None
         self.batches: tuple[int, int] | None = None
+        self.stepping: list[int] = []  # the optimizers whose step() is running
+        self.stepped_at: tuple[str, int] = ("", 0)
         self.stop: Callable[[str], None] = lambda _: None
         self.leave: Callable[[str], NoReturn] = _leave
         self.progress: Callable[[], None] = lambda: None
@@ -675,11 +677,18 @@ class Ledger:
             with self.own_work():
                 owner = self.register_group(optimizer)
         record = self.optimizers[owner]
+        within = owner in self.stepping  # `super().step()`: what is in `.grad` by now is what is stepped with
+        self.stepping.append(owner)
+        place = self.stepped_at if within else self.places.place()
+        if within and record.taken:
+            record.updates.pop()
+        elif not within:
+            self.stepped_at = place
         record.evaluations, record.taken = 0, False
-        place = self.places.place()
         with self.own_work():
             self.observe()
-        self.event("step", place, (owner,), len(record.updates))
+        if not within:
+            self.event("step", place, (owner,), len(record.updates))
         arguments = list(args)
         position = next((i for i, a in enumerate(arguments) if i > 0 and callable(a)), None)
         closure = kwargs.get("closure") if position is None else arguments[position]
@@ -706,6 +715,8 @@ class Ledger:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         owner = self.optimizer_ids.get(id(optimizer))
+        if owner in self.stepping:
+            self.stepping.remove(owner)
         if self.active and owner is not None and not self.optimizers[owner].taken:
             self.step_now(optimizer, owner, self.places.place())  # a closure that the optimizer never called
         if self.active:
@@ -718,7 +729,8 @@ class Ledger:
             lr = number(optimizer.param_groups[0].get("lr")) if optimizer.param_groups else None
             self.take_update(owner, place, lr, 1 / scale if scale else 1.0)
         self.optimizers[owner].taken = True
-        self.shadow.stepped(owner)
+        if self.stepping.count(owner) < 2:
+            self.shadow.stepped(owner)
 
     def scheduler(self, scheduler: Any) -> Scheduler:
         record = self.schedulers.get(id(scheduler))

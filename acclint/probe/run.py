@@ -369,11 +369,11 @@ class _Child:
         except SystemExit as error:
             if error.code is None or error.code == 0:
                 return "finished", None, 0
-            return "crashed", f"SystemExit: {error.code}", _error_line(error, path)
+            return "crashed", " ".join(f"SystemExit: {error.code}".split()), _error_line(error, path)
         except BaseException as error:
             if os.getpid() == self.pid:
-                traceback.print_exc()
-            last = traceback.format_exception_only(type(error), error)[-1].strip()
+                _print(error)
+            last = " ".join(traceback.format_exception_only(type(error), error)[-1].split())
             line = error.lineno or 0 if isinstance(error, SyntaxError) else _error_line(error, path)
             return "crashed", last, line
         return "finished", None, 0
@@ -398,6 +398,17 @@ class _Child:
                 call(*args, **kwargs)
 
         return run
+
+
+def _print(error: BaseException) -> None:
+    """The traceback of a script, without the frames that ran it."""
+    here = str(Path(__file__).parent)
+    frames = [
+        one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith((here, "<frozen"))
+    ]
+    shown = traceback.TracebackException.from_exception(error)
+    shown.stack = traceback.StackSummary.from_list(frames)
+    print("".join(shown.format()), end="", file=sys.stderr)
 
 
 def _error_line(error: BaseException, path: str) -> int:

@@ -25,6 +25,7 @@ _WEIGHTS = ("ACC014", "ACC002", "ACC015", "ACC001", "ACC030", "ACC006", "ACC007"
 _BESIDE = ("ACC005", "ACC003", "ACC017", "ACC011")  # and whatever else is.
 _TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}  # else info
 # Names and severities of what the source is not searched for.
+_KEEPING = ("ACC005", "ACC031")
 _UNSEARCHED = {"ACC011": ("mean-of-means", Severity.INFO), "ACC017": ("batch-coupled-loss", Severity.WARNING)}
 
 Spot = tuple[str, int]  # file (empty: the script), row
@@ -65,6 +66,8 @@ class Run:
     def judge(self, finding: Finding) -> Judged:
         """The verdict for a finding of the source."""
         verdict, text, owners = self._verdict(finding)
+        if finding.code == "ACC003" and verdict == CONFIRMED:  # The source may not tell how many samples there are.
+            finding = replace(finding, severity=max(finding.severity, self._severity_of_batches(), key=_rank))
         return self._judged(finding, verdict, text, owners)
 
     def _verdict(self, finding: Finding) -> tuple[str, str, list[int]]:
@@ -75,6 +78,8 @@ class Run:
             return INCONCLUSIVE, f"what a run shows says nothing about {finding.code}", owners
         spots = self._spots(finding)
         reached, about = self._reached(spots)
+        if not reached and finding.code in _KEEPING:
+            reached, about = self._reached(spots, wide=True)  # What is kept is often made further out.
         if not reached:
             if measured.outcome == "crashed":
                 return CRASHED, f"the script ended before it came there: {crashed}", owners
@@ -98,12 +103,12 @@ class Run:
         path = os.path.abspath(place.filename)
         return "" if path == self.script else path
 
-    def _reached(self, spots: Sequence[Spot]) -> tuple[bool, list[int]]:
-        """Whether anything happened in the loops of these spots, and the optimizers it happened to.
+    def _reached(self, spots: Sequence[Spot], *, wide: bool = False) -> tuple[bool, list[int]]:
+        """Whether anything happened in the loops of these spots (`wide`: or around those), and to which optimizers.
 
         Those are the optimizers of what happened at the spots themselves, else of what happened in their loops.
         """
-        blocks = [(file, *self.block(file, row)) for file, row in spots]
+        blocks = [(file, *self.block(file, row, wide=wide)) for file, row in spots]
         exact: set[int] = set()
         around: set[int] = set()
         reached = False
@@ -130,11 +135,12 @@ class Run:
         for count in self.measured.live_graphs:  # a validation loop calls models only
             yield ("", count.line), (), ()
 
-    def block(self, file: str, row: int) -> tuple[int, int]:
-        """First and last row of the innermost loop or function around a row, else the whole file."""
+    def block(self, file: str, row: int, *, wide: bool = False) -> tuple[int, int]:
+        """First and last row of the innermost loop or function around a row (`wide`: of the next one around that), else
+        the whole file."""
         blocks = self._blocks.get(file or self.script, [])
-        around = [(last - first, first, last) for first, last in blocks if first <= row <= last]
-        return min(around)[1:] if around else (0, 1 << 30)
+        around = sorted((last - first, first, last) for first, last in blocks if first <= row <= last)
+        return around[min(int(wide), len(around) - 1)][1:] if around else (0, 1 << 30)
 
     # --- what only the run shows ---
 
@@ -182,7 +188,7 @@ class Run:
         record = self.measured.optimizers[owner]
         file, row = (reading.file, reading.line) if reading.line else ("", record.line)
         if code == "ACC003":
-            severity = _TINY.get(min(use.samples for use in self.measured.batch_norms), Severity.INFO)
+            severity = self._severity_of_batches()
         path = os.path.relpath(file or self.script)
         path = path if not path.startswith("..") else file or self.script
         lines = self.texts.get(file or self.script, "").splitlines()
@@ -191,6 +197,10 @@ class Run:
         evidence: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
         finding = Finding(code, name, severity, Confidence.HIGH, reading.text, place, evidence=evidence)
         return self._judged(finding, CONFIRMED, reading.text, [owner], predicted=False)
+
+    def _severity_of_batches(self) -> Severity:
+        """How bad batch statistics over so few samples are."""
+        return _TINY.get(min(use.samples for use in self.measured.batch_norms), Severity.INFO)
 
     def _judged(self, finding: Finding, verdict: str, text: str, owners: list[int], predicted: bool = True) -> Judged:
         measured = self.measured
@@ -212,6 +222,10 @@ class Run:
         return Judged(
             replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, tuple(owners), predicted
         )
+
+
+def _rank(severity: Severity) -> int:
+    return severity.rank
 
 
 def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str, Any]]:

@@ -76,7 +76,12 @@ def watch(
     module, colon, function = request.entry.partition(":")
     if request.entry and not (module and colon and function):
         raise Problem(f"--entry {request.entry}: give MODULE:FUNCTION")
+    if script.endswith((".ipynb", ".md")):
+        raise Problem(f"{request.script}: only Python scripts can be run (jupyter nbconvert --to script makes one)")
     static = lint.check([request.script], finder)
+    for finding in static.findings:
+        if finding.code in ("invalid-syntax", "too-complex"):
+            raise Problem(f"{request.script}:{finding.place.row}: cannot be run: {finding.message}")
     with Oracle(request.python or interpreter(), gpu=True) as oracle:
         measured = oracle.watch(
             script,

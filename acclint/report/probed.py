@@ -45,11 +45,26 @@ def summary(watched: Watched) -> str:
     return f"{first}. Measured {seen}; {ending(watched)}."
 
 
+def nothing(watched: Watched) -> str:
+    """Why a run measured nothing, and what may help; empty if it measured something."""
+    measured = watched.measured
+    if measured.backwards or any(optimizer.updates for optimizer in measured.optimizers):
+        return ""
+    remedy = ""
+    if (measured.error or "").startswith("SystemExit: 2"):
+        remedy = "; arguments of the script go behind `--`: acclint probe SCRIPT -- ARGS"
+    elif measured.outcome == "finished":
+        remedy = "; processes that it starts are not measured"
+    return f"nothing was measured, since no backward call was made: {ending(watched)}{remedy}"
+
+
 def ending(watched: Watched) -> str:
     """How the run ended, in one line."""
     measured = watched.measured
     if measured.outcome == "finished":
-        return "the script came to its end"
+        begun = [event.data for event in measured.events if event.kind == "loader_begin"]
+        cut = any(one["length"] is not None and one["length"] < one["real_length"] for one in begun)
+        return "the script came to its end" + (", its epochs shortened (--max-batches)" if cut else "")
     if measured.outcome == "stopped":
         return "ended there on purpose (--max-updates)"
     if measured.outcome == "timeout":
@@ -70,11 +85,14 @@ def _matrix(watched: Watched, width: int) -> Sequence[str]:
     from acclint.probe.verdict import contributions as measured_contributions
 
     measured = watched.measured
-    owners = [j for j, optimizer in enumerate(measured.optimizers) if optimizer.updates]
-    if not owners:
+    if not measured.optimizers or not measured.backwards:
         return []
+    owners = [j for j, optimizer in enumerate(measured.optimizers) if optimizer.updates]
     compared = {one.optimizer: one for one in watched.agreements}
     lines = ["Measured: what each backward call (column) contributes to each update (row): 1 is right, · is nothing."]
+    for optimizer in measured.optimizers:
+        if not optimizer.updates:
+            lines.append(f"  {optimizer.name}{_made_at(optimizer.line)}: no update")
     for matrix in measured_contributions(measured, owners):
         lines.append(
             f"  {matrix['owner']}{_made_at(matrix['line'])}, {plural(matrix['k'], 'micro-batch', 'micro-batches')}"

@@ -235,7 +235,11 @@ def _undivided(view: View) -> Iterator[Report]:
             plain = any(word in term.why.lower() for word in ("loss", "criterion", "crit", "cost"))
             levels.append(Confidence.MEDIUM if plain else Confidence.LOW)
             assumptions.append(
-                (f"the loss is taken as a mean over the micro-batch (`{term.why}` is not known)", term.span)
+                (
+                    "the loss is taken as a mean over the micro-batch"
+                    + (f" (`{term.why}` is not known)" * bool(term.why)),
+                    term.span,
+                )
             )
         elif term.why in ("loss", "output", "outputs"):
             levels.append(Confidence.MEDIUM)

@@ -90,7 +90,9 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
             state = "accumulates" if size > 1 else "plain"
             if span in found and found[span].state == "accumulates":
                 state = "accumulates"
-            updates = tuple(_relative(run, window, size) for window in lane.windows if window.update)
+            # What a step that calls its closure, or is the file's own, makes of the gradients is not told.
+            told = () if lane.optimizer is not None and lane.optimizer.replays else lane.windows
+            updates = tuple(_relative(run, window, size) for window in told if window.update)
             before = found[span].contributions if span in found else ()
             contributions = (*before, (lane.name, updates)) if updates else before
             found[span] = LoopFacts(span, state, "", "", contributions)
