@@ -508,7 +508,7 @@ class Oracle:
     ) -> tuple[Measurement, dict[str, Any]]:
         """Run the slice `text` of the file at `path` with stand-ins; also returns what those had to answer.
 
-        `slice` is the `spec` of `sliced.program`.
+        `slice` is the `spec` of `slices.program.program`.
         """
         request: dict[str, Any] = {
             "text": text,

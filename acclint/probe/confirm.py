@@ -22,7 +22,7 @@ from acclint.lint import Outcome, Result
 from acclint.probe import Limits, Measurement, Oracle, OracleError, Term, replay
 from acclint.probe.kept import Kept, versions_of
 from acclint.probe.readings import CHECKS
-from acclint.probe.slices import CannotSlice, Slice, cut
+from acclint.probe.slices.cutting import CannotSlice, Slice, cut
 from acclint.probe.verdict import CONFIRMED, INCONCLUSIVE, REFUTED, Judged, Run
 from acclint.probe.watch import interpreter
 from acclint.probe.windows import usual_size, windows
@@ -396,7 +396,7 @@ class Confirmer:
 
 
 def _spec(way: Way, k: int) -> dict[str, Any]:
-    """What a run is told about a program that needs no stand-ins; see `sliced.program`."""
+    """What a run is told about a program that needs no stand-ins; see `slices.program.program`."""
     return {
         "mode": "entry" if way.entry else "script",
         "entry": way.entry,

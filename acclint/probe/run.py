@@ -32,8 +32,10 @@ from typing import Any, NoReturn
 
 import torch
 
-from acclint.probe import guard, patches, sliced
-from acclint.probe.ledger import Ledger
+from acclint.probe import guard
+from acclint.probe.instruments import patches
+from acclint.probe.instruments.ledger import Ledger
+from acclint.probe.slices import program
 
 MEMORY = 6 << 30  # bytes of address space beyond what the server has mapped
 OUTPUT = 64 << 10  # bytes of standard output and standard error that are kept
@@ -294,7 +296,7 @@ class _Child:
                 self.ledger.close()
                 reply = {**self.ledger.result(), "outcome": outcome, "error": error, "error_line": line}
                 if self.request.get("slice"):
-                    reply["slice"] = sliced.notes(reply, self.ledger.optimizer_ids)
+                    reply["slice"] = program.notes(reply, self.ledger.optimizer_ids)
             except Exception:
                 reply = {"failure": traceback.format_exc()}
             if self.ledger.failure:
@@ -380,7 +382,7 @@ class _Child:
 
     def _script(self, path: str) -> Callable[[], None]:
         if self.request.get("slice"):
-            return sliced.program({**self.request["slice"], "path": path}, self.text)
+            return program.program({**self.request["slice"], "path": path}, self.text)
         module = types.ModuleType("__main__")
         module.__dict__.update(__file__=path, __builtins__=builtins, __cached__=None)
         code = compile(self.text, path, "exec")

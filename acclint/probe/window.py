@@ -23,10 +23,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from acclint.probe.difference import RESIDUAL, explain_factor, listed, number
 from acclint.probe.equivalence import EquivalenceError, Sampler
-from acclint.probe.state import untouched
 
 # How losses are told from what scales and adds them: the same reading as the ledger's.
-from acclint.probe.terms import describe, glue_inputs, own_divisor, uniform
+from acclint.probe.instruments.terms import describe, glue_inputs, own_divisor, uniform
+from acclint.probe.state import untouched
 
 TOLERANCE = 0.02  # a factor is confirmed within 2 %
 _CLIPS = ("clip_grad_norm_", "clip_grad_value_")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from acclint.findings import Confidence, Finding, Place, Severity
-from acclint.probe.allowed import is_open, obstacle
 from acclint.probe.confirm import Confirmer
+from acclint.probe.slices.allowed import is_open, obstacle
 from acclint.probe.verdict import Judged
 
 SECRET = "what-no-slice-may-read"

@@ -15,8 +15,8 @@ from acclint import lint
 from acclint.cli import cli
 from acclint.findings import Severity
 from acclint.probe import Comparison, Measurement, Oracle
+from acclint.probe.instruments.shadow import Pass, Unlike, joined
 from acclint.probe.readings import read
-from acclint.probe.shadow import Pass, Unlike, joined
 from acclint.probe.watch import Request, judge, limits_of
 from acclint.settings import Settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from acclint.probe.slices import CannotSlice, Slice, cut
+from acclint.probe.slices.cutting import CannotSlice, Slice, cut
 
 FILES = sorted((Path(__file__).parents[2] / "fixtures").glob("*/*.py"))
 

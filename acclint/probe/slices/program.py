@@ -20,12 +20,12 @@ import torch.utils.data
 from torch import nn
 
 from acclint.knowledge import names
-from acclint.probe.allowed import word_set
-from acclint.probe.harm import Harm
-from acclint.probe.reach import Builtins, attributes, replaced
-from acclint.probe.rewrite import Rewrite
-from acclint.probe.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
-from acclint.probe.tame import OnTheProcessor, tame
+from acclint.probe.slices.allowed import word_set
+from acclint.probe.slices.harm import Harm
+from acclint.probe.slices.reach import Builtins, attributes, replaced
+from acclint.probe.slices.rewrite import Rewrite
+from acclint.probe.slices.standins import Anything, Question, Value, World, as_loss, begin, missing_attribute, world
+from acclint.probe.slices.tame import OnTheProcessor, tame
 
 IDLE = 8  # after so many calls that sent nothing backward no more are made
 CALLS = 400  # so often a function without a loop of its own is called, at most

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from acclint.probe.difference import RESIDUAL
-from acclint.probe.graphs import Graphs
-from acclint.probe.leaves import Explanation, Item, Leaf, get_grad, has_gradient, ratio
-from acclint.probe.nodes import number
-from acclint.probe.places import Places
-from acclint.probe.ranks import Ranks
-from acclint.probe.records import Call, Optimizer, Scheduler, rate_of, scheduler_result
-from acclint.probe.shadow import Shadow, apart
-from acclint.probe.terms import Terms
+from acclint.probe.instruments.graphs import Graphs
+from acclint.probe.instruments.leaves import Explanation, Item, Leaf, get_grad, has_gradient, ratio
+from acclint.probe.instruments.nodes import number
+from acclint.probe.instruments.places import Places
+from acclint.probe.instruments.ranks import Ranks
+from acclint.probe.instruments.records import Call, Optimizer, Scheduler, rate_of, scheduler_result
+from acclint.probe.instruments.shadow import Shadow, apart
+from acclint.probe.instruments.terms import Terms
 
 SAMPLED_TENSORS = 8  # per parameter group: enough to see one group that is treated differently
 POOL_TENSORS = 16  # leaves that belong to no optimizer

@@ -12,8 +12,8 @@ import types
 import weakref
 from typing import Any
 
-from acclint.probe.allowed import BUILTINS_REFUSED, FRAMEWORKS, REPLACED, is_open, is_refused, is_refused_member
-from acclint.probe.standins import Anything, world
+from acclint.probe.slices.allowed import BUILTINS_REFUSED, FRAMEWORKS, REPLACED, is_open, is_refused, is_refused_member
+from acclint.probe.slices.standins import Anything, world
 
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acclint.probe.nodes import LOSS, SENTINEL, graph_tensors, metadata_of
-from acclint.probe.places import Places
+from acclint.probe.instruments.nodes import LOSS, SENTINEL, graph_tensors, metadata_of
+from acclint.probe.instruments.places import Places
 
 RISES = 3  # so many increases in a row at one site count as growing
 

@@ -16,11 +16,11 @@ import torch.optim.swa_utils
 import torch.utils.data.dataloader
 from torch import Tensor
 
-from acclint.probe.leaves import get_grad, set_grad
-from acclint.probe.ledger import POOL, Ledger
-from acclint.probe.nodes import LOSS, SCALE, graph_tensors, metadata_of, number
-from acclint.probe.records import rate_of
-from acclint.probe.terms import loss_shape
+from acclint.probe.instruments.leaves import get_grad, set_grad
+from acclint.probe.instruments.ledger import POOL, Ledger
+from acclint.probe.instruments.nodes import LOSS, SCALE, graph_tensors, metadata_of, number
+from acclint.probe.instruments.records import rate_of
+from acclint.probe.instruments.terms import loss_shape
 
 
 def install(ledger: Ledger) -> None:

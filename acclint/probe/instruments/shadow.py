@@ -40,7 +40,7 @@ from acclint.probe import guard
 from acclint.probe.difference import RESIDUAL
 
 if TYPE_CHECKING:
-    from acclint.probe.ledger import Ledger
+    from acclint.probe.instruments.ledger import Ledger
 
 LONGEST = 60.0  # seconds that all forks together may take by estimate
 WAITING, PATIENCE = 5.0, 5.0  # seconds, and times its estimate, that a fork is waited for

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acclint.probe.nodes import LOSS, SCALE, SENTINEL, metadata_of, node_kind, output_size
-from acclint.probe.records import Call
+from acclint.probe.instruments.nodes import LOSS, SCALE, SENTINEL, metadata_of, node_kind, output_size
+from acclint.probe.instruments.records import Call
 
 _GLUE = {  # nodes through which the weight of a scalar loss passes linearly
     "Add",

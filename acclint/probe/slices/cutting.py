@@ -15,8 +15,8 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from acclint.probe.allowed import FRAMEWORKS, is_open, obstacle
-from acclint.probe.statements import (
+from acclint.probe.slices.allowed import FRAMEWORKS, is_open, obstacle
+from acclint.probe.slices.statements import (
     EVENTS,
     FUNCTIONS,
     JUMPS,

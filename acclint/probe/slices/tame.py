@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from acclint.knowledge import names
-from acclint.probe.standins import DATA_LOADER, Anything, Value, missing_attribute, world
+from acclint.probe.slices.standins import DATA_LOADER, Anything, Value, missing_attribute, world
 
 
 class OnTheProcessor(TorchFunctionMode):  # type: ignore[misc]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from acclint.knowledge.names import is_optimizer_name, words
-from acclint.probe.allowed import word_set
+from acclint.probe.slices.allowed import word_set
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Block = ast.Module | ast.ClassDef | Function

@@ -1,6 +1,6 @@
 """Rewrites the syntax of a slice so that its statements can meet stand-ins. Rows and columns stay as they are.
 
-The helpers that it puts in are called `__acc__` (`sliced.Helpers`).
+The helpers that it puts in are called `__acc__` (`program.Helpers`).
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-from acclint.probe.allowed import REPLACED
-from acclint.probe.standins import World
+from acclint.probe.slices.allowed import REPLACED
+from acclint.probe.slices.standins import World
 
 
 class Rewrite(ast.NodeTransformer):
@@ -167,7 +167,7 @@ class Rewrite(ast.NodeTransformer):
 
 
 def _helper(name: str, node: ast.expr | ast.stmt) -> ast.expr:
-    """A method of `sliced.Helpers`, at the place of a node."""
+    """A method of `program.Helpers`, at the place of a node."""
     function = ast.Attribute(ast.Name("__acc__", ast.Load()), name, ast.Load())
     return ast.fix_missing_locations(ast.copy_location(function, node))
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from acclint.probe.leaves import Leaf
+from acclint.probe.instruments.leaves import Leaf
 
 
 class Ranks:

@@ -17,7 +17,7 @@ import torch.utils.data
 from torch import Tensor, nn
 
 from acclint.knowledge import names
-from acclint.probe.allowed import word_set
+from acclint.probe.slices.allowed import word_set
 
 COLUMNS, HIDDEN = 5, 48  # of stand-in tensors; gradients have COLUMNS * HIDDEN entries
 LOOPS = 200  # so often a condition of `while` that nobody knows holds

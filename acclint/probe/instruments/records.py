@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from acclint.probe.nodes import number
+from acclint.probe.instruments.nodes import number
 
 if TYPE_CHECKING:
-    from acclint.probe.terms import Probe
+    from acclint.probe.instruments.terms import Probe
 
 _HORIZONS = ("total_steps", "T_max", "num_training_steps", "total_iters", "max_steps", "max_iters", "max_iter")
 

@@ -15,7 +15,7 @@ import torch
 _LIBRARIES = tuple(
     os.path.abspath(folder) + os.sep
     for folder in {
-        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
         str(Path(torch.__file__).parent),
         *(
             path

@@ -1,0 +1,1 @@
+"""What measures a running script, inside its process: torch's calls and hooks, and what they tell about each update."""
