@@ -47,6 +47,7 @@ _GRAPHS = frozenset({"ACC005", "ACC031"})
 _NUMBERS = frozenset({"ACC004"})
 _BATCHES = frozenset({"ACC003"})
 _HARMS = frozenset({"ACC001", "ACC021"})
+_ZEROED = frozenset({"ACC002", "ACC015"})
 _RESTS = frozenset({"ACC007"})  # their question is asked only where windows are followed by a rest
 
 
@@ -378,6 +379,7 @@ class Confirmer:
         if code in _RESTS and measured.notes("loader"):
             return "whether windows fill an epoch is not known"
         for codes, kinds, what in (
+            (_ZEROED, ("zeroed",), "which parameters `{}` zeroes"),
             (_GRAPHS, ("loss", "part"), "what the model returns"),
             (_NUMBERS, ("number", "limit"), "`{}`"),
             (_BATCHES, ("loader", "stand-in"), "the batch or the model"),

@@ -49,6 +49,7 @@ class World:
         self.whiles: set[int] = set()
         self.asked: dict[str, int] = {}
         self.cores: list[Core] = []
+        self.handed: list[Core] = []  # those whose parameters were handed to somebody
         self.catch_alls: list[torch.optim.Optimizer] = []
         self.harm: Any = None  # what keeps the steps of optimizers (`harm.Harm`)
         self.generator = torch.Generator().manual_seed(0)
@@ -461,7 +462,12 @@ class Anything:
         if name in _OPTIMIZER_METHODS and is_optimizer(self):
             return getattr(self._acc_real(), name)
         if name in _MODEL_METHODS:
-            return getattr(self._acc_model(), name)
+            model = self._acc_model()
+            if name == "zero_grad" and model not in world().handed:
+                world().note("zeroed", self._acc_name)
+            elif name in ("parameters", "named_parameters"):
+                world().handed.append(model)
+            return getattr(model, name)
         found = world().number(name)
         if found is None:
             found = self if name == "module" else Anything(name, self)
