@@ -301,6 +301,14 @@ def is_loader_name(name: str) -> bool:
 _OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt opts")
 
 
+_OPTIMIZER_CLASSES = re.compile(r"(Adam\w*|SGD|Lamb|LAMB|Optimizer|Optim|Adafactor|RMSprop|Adagrad|Lion)$")
+
+
+def is_optimizer_class(name: str) -> bool:
+    """Whether a class of this name is an optimizer."""
+    return bool(_OPTIMIZER_CLASSES.search(name))
+
+
 _CLEARS = _set("zero clear clean reset")
 _GRADIENTS = _set("grad grads gradient gradients")
 _FILLS = _set("none missing nan inf invalid check is if")  # `zero_none_grad` makes zeros of what is not there

@@ -19,7 +19,8 @@ _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduc
 
 # Clips, reads or completes gradients: a constant scale of them stays as it is.
 _LEAVES_GRADIENTS = word_set(
-    "clip norm none missing check log print plot track stats has is get compute histogram nan inf penalty loss"
+    "clip norm none missing check log print plot track stats has is get compute histogram nan inf penalty loss "
+    "validate valid verify finite"
 )
 _NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
 
@@ -394,6 +395,8 @@ class Unknown(Modules):
             if any(self.carries_graph(one) for one in values):
                 made.attrs["<scored>"] = True
         self.note_helper(made, expr)
+        if names.is_optimizer_class(last):
+            made.attrs.update({"<length>": keywords.get("t_total"), "<made>": span})  # BertAdam, copied into a project
         if loaders and not graph:
             made.hint, made.name = "loader", "loader"
         elif not graph and not batch:

@@ -109,6 +109,7 @@ class Updates(Losses):
             value.attrs["<optimizer>"] = kept
             self.run.optimizers.append(kept)
             self.ledger.add(kept)
+            self.own_schedule(kept, value.attrs.get("<length>"), value.attrs.get("<made>", span))
         return kept
 
     def recognise(self, value: Value) -> None:
@@ -150,14 +151,19 @@ class Updates(Losses):
         made.plain_sgd = path.endswith(".SGD") and decay == 0
         self.run.optimizers.append(made)
         self.ledger.add(made)
-        length = self.as_number(keywords.get(kind.schedule)) if kind.schedule else None
-        if numeric(length) is not None and numeric(length) > 0:
-            own = v.Scheduler(len(self.run.schedulers), "<scheduler>", path, "update", span)
-            own.attrs["<counts>"], own.attrs["<args>"] = {"total_steps": length}, ([], {})
-            own.optimizer = made
-            self.run.schedulers.append(own)
-            made.attrs["<schedule>"] = own
+        self.own_schedule(made, keywords.get(kind.schedule), span)
         return made
+
+    def own_schedule(self, optimizer: v.Optimizer, length: Value, span: Span) -> None:
+        """Note the schedule that an optimizer has of its own, of so many updates."""
+        length = self.as_number(length)
+        if numeric(length) is None or numeric(length) <= 0:
+            return
+        own = v.Scheduler(len(self.run.schedulers), "<scheduler>", optimizer.kind, "update", span)
+        own.attrs["<counts>"], own.attrs["<args>"] = {"total_steps": length}, ([], {})
+        own.optimizer = optimizer
+        self.run.schedulers.append(own)
+        optimizer.attrs["<schedule>"] = own
 
     def make_scheduler(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         said = args[0] if args else keywords.get("name")
