@@ -761,3 +761,26 @@ def test_what_fills_missing_gradients_zeroes_none() -> None:
     assert codes(text.replace("        loss.backward()", "        loss.backward()\n        zero_none_grad(model)")) == {
         "ACC001"
     }
+
+
+def test_the_optimizers_of_a_group_are_the_same_each_time() -> None:
+    text = """\
+import torch.nn.functional as F
+
+class Run:
+    def __init__(self, model, optimizers, schedulers, k):
+        self.model, self.optimizers, self.schedulers, self.k = model, optimizers, schedulers, k
+
+    def epoch(self, loader):
+        for i, (x, y) in enumerate(loader):
+            (F.mse_loss(self.model(x), y) / self.k).backward()
+            if (i + 1) % self.k == 0:
+                for optimizer, scheduler in zip(self.optimizers, self.schedulers):
+                    optimizer.step()
+                    scheduler.step()
+                for optimizer in self.optimizers:
+                    optimizer.zero_grad()
+"""
+    assert codes(text) == set()
+    assert codes(text.replace(" / self.k", "")) == {"ACC001"}
+    assert codes(text.replace("optimizer.zero_grad()", "pass")) == {"ACC015"}

@@ -29,9 +29,11 @@ from acclint.simulate.values import (
     numeric,
     roots_of,
 )
+from acclint.simulate.vocabulary import word_set
 
 QUIET_TURNS = 2
 LIST_TURNS = 64
+_GROUPS = word_set("optimizers optimisers optims schedulers")
 _MANY = 1 << 60  # Python counts no longer ranges
 
 
@@ -68,6 +70,9 @@ class Iteration(Gradients):
             if value.endless:
                 limit = 3 * max([self.assignment.k, *self.world.literal_ks]) + 2 if level != "outer" else wanted
             return self._limited(value.pull, limit, loop, endless=value.endless)
+        if self.is_group(value):
+            loop.kind, loop.known_length = "list", True
+            return iter([value])
         if type(value) is ParamSet or type(value) is Param:
             loop.kind = "list"
             return iter(self.parameters_of(value))
@@ -139,6 +144,8 @@ class Iteration(Gradients):
             return Stream(iter(items), len(items))
         if kind in (ParamSet, Param):
             return Stream(iter(self.parameters_of(value)))
+        if self.is_group(value):
+            return Stream(iter([value]), 1)
         if kind is Opaque and not value.graph:
             if value.batch and not names.is_loader_name(value.name):
                 return Stream(iter([self.item_of(value) for _ in range(self.assignment.k)]), None, False)
@@ -307,11 +314,19 @@ class Iteration(Gradients):
             return list(self.batches_of(value))[:LIST_TURNS]
         if type(value) is v.Module and value.items:
             return list(value.items)
+        if self.is_group(value):
+            return [value]
         if type(value) is Opaque:
             return [self.item_of(value), self.item_of(value)] if value.batch else [self.item_of(value)]
         if type(value) is Tensor:
             return [Tensor(value.owners, value.graph, batch=value.batch)]
         return [self.opaque("item", "<item>")]
+
+    @staticmethod
+    def is_group(value: Value) -> bool:
+        """Whether something unknown is called `optimizers` or `schedulers`: it stands for the one that is in it."""
+        plain = type(value) is Opaque and not value.batch and not value.graph
+        return plain and not _GROUPS.isdisjoint(names.words(value.name))
 
     def wanted_turns(self, level: str) -> int:
         if level == "micro":
