@@ -784,3 +784,187 @@ class Run:
     assert codes(text) == set()
     assert codes(text.replace(" / self.k", "")) == {"ACC001"}
     assert codes(text.replace("optimizer.zero_grad()", "pass")) == {"ACC015"}
+
+
+BESIDE = """\
+import torch
+import torch.nn.functional as F
+from helpers import Net, Tracker, clean, log_zero_grads, zero_frozen_grads
+
+class Config(object):
+    k = 4
+
+def train(loader):
+    model, tracker = Net(), Tracker()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        loss = F.mse_loss(model(x), y) / Config.k
+        loss.backward()
+        CALL
+        if (i + 1) % Config.k == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "zero_frozen_grads(model)",
+        "log_zero_grads(model)",
+        "model.reset_gradient_checkpointing()",
+        "tracker.clear_grad_stats()",
+        "tracker.clear_gradients()",
+        "clean(loss)",
+    ],
+)
+def test_names_that_say_more_than_zeroing_zero_nothing(call: str) -> None:
+    assert codes(BESIDE.replace("CALL", call)) == set()
+
+
+RECORDS = """\
+import torch
+
+def train(model, loader, k):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    total = 0
+    for i, (x, y) in enumerate(loader):
+        found = model(x, y)
+        CHANGED
+        loss.backward()
+        if (i + 1) % k == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+def test_what_a_record_counts_has_no_graph_after_a_change_of_all_items_either() -> None:
+    counted = """\
+for name, value in found.items():
+            found[name] = value.float()
+        loss = found["loss"] / k
+        total += found["correct"]"""
+    assert codes(RECORDS.replace("CHANGED", counted)) == set()
+
+
+@pytest.mark.parametrize(("by", "expected"), [(" / k", set()), ("", {"ACC001"})])
+def test_items_are_chosen_by_their_names(by: str, expected: set[str]) -> None:
+    chosen = f"""\
+means = {{name: value.mean() for name, value in found.items()}}
+        loss = sum(value for name, value in means.items() if "loss" in name){by}"""
+    assert codes(RECORDS.replace("CHANGED", chosen)) == expected
+
+
+def test_what_is_kept_grows_whatever_other_lists_are_popped() -> None:
+    text = """\
+import torch
+
+def train(model, loader, optimizer):
+    kept, other = [], []
+    for x, y in loader:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        optimizer.step()
+        kept.append(loss)
+        other.append(1)
+        other.pop()
+    print(kept.pop())
+"""
+    assert codes(text) == {"ACC005"}
+
+
+def test_backward_in_both_branches_of_a_resumed_counter() -> None:
+    text = """\
+import torch
+
+def train(args, model, load, batches):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    step = 0
+    kept = load(args.output)
+    if kept is not None:
+        step = kept["step"]
+    while step < args.total:
+        waiting = (step + 1) % args.k != 0
+        loss = ddp(next(batches)).mean() / args.k
+        if waiting:
+            with ddp.no_sync():
+                loss.backward()
+        else:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+"""
+    assert codes(text) == set()
+
+
+def test_a_sum_of_a_shifted_window_is_not_thrown_away() -> None:
+    text = """\
+import torch
+
+def train(net, loader, args):
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
+    loss = 0
+    for i, (x, y) in enumerate(loader):
+        loss += torch.nn.functional.mse_loss(net(x), y)
+        if i % args.k == 0:
+            (loss / args.k).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss = 0
+"""
+    assert "ACC030" not in codes(text)
+
+
+def test_a_method_of_deepspeeds_engine_tells_who_zeroes() -> None:
+    text = """\
+import torch
+from accelerate import Accelerator
+
+def train(args, net, loader):
+    accelerator = Accelerator(gradient_accumulation_steps=args.k)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr)
+    net, optimizer, loader = accelerator.prepare(net, optimizer, loader)
+    for x, y in loader:
+        with accelerator.accumulate(net):
+            optimizer.zero_grad()
+            accelerator.backward(torch.nn.functional.mse_loss(net(x), y))
+            if accelerator.sync_gradients:
+                print(net.get_global_grad_norm())
+            optimizer.step()
+"""
+    assert codes(text) == set()
+    assert codes(text.replace("get_global_grad_norm", "named_modules")) == {"ACC002"}
+
+
+PAIRS = """\
+import torch
+
+def train(model, loader, optimizer, args):
+    criterion = torch.nn.CrossEntropyLoss()
+    for i, batch in enumerate(loader):
+        outputs = model(batch["images"])
+        LOSS
+        loss.backward()
+        if (i + 1) % args.accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("loss = sum(criterion(x, y) for x, y in zip(outputs, batch['labels'])) / args.accumulation_steps", set()),
+        ("loss = sum([criterion(x, y) for x, y in zip(outputs, batch['labels'])])", {"ACC001"}),
+        ("loss = (criterion(outputs[0], batch['a']) + criterion(outputs[1], batch['b'])) / 2", {"ACC001"}),
+        (
+            "loss = (criterion(outputs[0], batch['a']) + criterion(outputs[1], batch['b'])) / args.accumulation_steps",
+            set(),
+        ),
+    ],
+)
+def test_several_losses_of_one_output(loss: str, expected: set[str]) -> None:
+    assert codes(PAIRS.replace("LOSS", loss)) == expected

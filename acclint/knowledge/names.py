@@ -301,7 +301,7 @@ def is_loader_name(name: str) -> bool:
 _OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt opts")
 
 
-_OPTIMIZER_CLASSES = re.compile(r"(Adam\w*|SGD|Lamb|LAMB|Optimizer|Optim|Adafactor|RMSprop|Adagrad|Lion)$")
+_OPTIMIZER_CLASSES = re.compile(r"(Adam(W|ax)?|ADAM|SGD|Lamb|LAMB|Optimizer|Optim|Adafactor|RMSprop|Adagrad|Lion)$")
 
 
 def is_optimizer_class(name: str) -> bool:
@@ -311,15 +311,17 @@ def is_optimizer_class(name: str) -> bool:
 
 _CLEARS = _set("zero clear clean reset")
 _GRADIENTS = _set("grad grads gradient gradients")
-_FILLS = _set("none missing nan inf invalid check is if")  # `zero_none_grad` makes zeros of what is not there
+_WHOSE = _set(
+    "all up out set to the of model models net nets network optimizer optimizers opt optim param params parameters"
+)
 _ANYTHING = _CLEARS - {"reset"} | _set("all up")
 
 
 @lru_cache(maxsize=8192)
 def is_zeroing_name(name: str) -> bool:
-    """Whether a name is that of a function that zeroes gradients: `zero_grad`, `reset_gradients`."""
+    """Whether a name is that of a function that zeroes gradients: `zero_grad`, `reset_all_gradients`."""
     parts = set(words(name))
-    return bool(parts & _CLEARS and parts & _GRADIENTS) and not parts & _FILLS
+    return bool(parts & _CLEARS and parts & _GRADIENTS) and parts <= _CLEARS | _GRADIENTS | _WHOSE
 
 
 @lru_cache(maxsize=8192)

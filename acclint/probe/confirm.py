@@ -398,7 +398,7 @@ class Confirmer:
 
 
 def _spec(way: Way, k: int) -> dict[str, Any]:
-    """What a run is told about a program that needs no stand-ins; see `slices.program.program`."""
+    """What every run is told; see `slices.program.program`. Without more, there are no stand-ins."""
     return {
         "mode": "entry" if way.entry else "script",
         "entry": way.entry,

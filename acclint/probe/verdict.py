@@ -136,8 +136,10 @@ class Run:
             yield ("", count.line), (), ()
 
     def block(self, file: str, row: int, *, wide: bool = False) -> tuple[int, int]:
-        """First and last row of the innermost loop or function around a row (`wide`: of the next one around that), else
-        the whole file."""
+        """First and last row of the innermost loop or function around a row, else of the whole file.
+
+        `wide`: of the next one around that, if there is one.
+        """
         blocks = self._blocks.get(file or self.script, [])
         around = sorted((last - first, first, last) for first, last in blocks if first <= row <= last)
         return around[min(int(wide), len(around) - 1)][1:] if around else (0, 1 << 30)

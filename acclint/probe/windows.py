@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from acclint.probe import Event, Measurement, Term, Update
 from acclint.probe.difference import BANDS, RESIDUAL
+from acclint.simulate.facts import nominal_size
 
 _HALVES = 0.5  # half types tell only factors of 2 apart
 _FACTORS = {"float64": 0.02, "float32": 0.02}
@@ -126,7 +127,7 @@ class Window:
 
 def usual_size(found: Sequence[Window]) -> int:
     """How many micro-batches most windows hold: k as it was run. 0 without a window."""
-    return Counter(window.size for window in found).most_common(1)[0][0] if found else 0
+    return nominal_size(window.size for window in found)
 
 
 def windows(measured: Measurement, optimizer: int) -> list[Window]:

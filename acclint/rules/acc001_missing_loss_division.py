@@ -174,14 +174,14 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             if any(not one.known_scale for one in group) or any(event.data.get("unsure") for event in window.edits):
                 cleared.add(site)
                 continue
-            if _of_the_whole_window(group) or any(map(_sum_over_samples, group)):
+            if _of_the_whole_window(group):
                 cleared.add(site)
                 continue
             if any(_divided(view, window.row.get(one.number, 0) * weight) for one in group for _, weight in one.terms):
                 # A part of the loss is divided: what is not may be meant so.
                 cleared.add(site)
                 continue
-            weights = [view.effective(window, one) for one in group]
+            weights = [_as_one(view, one, view.effective(window, one)) for one in group]
             means = all(term is not None and term.reduction in ("mean", "unknown") for term, _ in weights)
             if means and all(abs(abs(float(weight)) - 1) < 1e-6 for _, weight in weights):
                 suspects.setdefault(site, []).extend(numbers)
@@ -208,7 +208,10 @@ def _of_the_whole_window(group: list[Backward]) -> bool:
 
 
 def _sum_over_samples(backward: Backward) -> bool:
-    """Whether a loss sums those of the single samples of a batch: `for i in range(len(x)): loss += criterion(...)`."""
+    """Whether a loss may sum those of single samples: `for i in range(len(x)): loss += criterion(...)`.
+
+    What is counted may also be the outputs of several heads.
+    """
     sites: dict[tuple[Span, ...], Term] = {}
     for term, _ in backward.terms:
         other = sites.setdefault(term.site, term)
@@ -219,6 +222,17 @@ def _sum_over_samples(backward: Backward) -> bool:
         if any(key.startswith(("len(", "shape", "tensor.size")) for key in keys):
             return True
     return False
+
+
+def _as_one(view: View, backward: Backward, effective: tuple[Term | None, Any]) -> tuple[Term | None, Any]:
+    """The largest term and its weight; of a mean of several losses (`(a + b) / 2`), the weight of all together."""
+    term, weight = effective
+    count = len(backward.terms)
+    alike = (
+        len({abs(float(one)) for _, one in backward.terms}) == 1 and len({one.site for one, _ in backward.terms}) > 1
+    )
+    mean = alike and count != view.k and not any(is_k for _, is_k, _ in backward.divisors)
+    return (term, weight * count) if mean and abs(abs(float(weight)) * count - 1) < 1e-6 else (term, weight)
 
 
 def _divided(view: View, weight: Any) -> bool:
@@ -244,6 +258,9 @@ def _undivided(view: View) -> Iterator[Report]:
         elif term.why in ("loss", "output", "outputs"):
             levels.append(Confidence.MEDIUM)
             assumptions.append(("the model's loss is taken as a mean over the micro-batch", term.span))
+        if _sum_over_samples(backward):
+            levels.append(Confidence.LOW)
+            assumptions.append(("what is summed up in a loop are not the samples of the micro-batch", term.span))
         k = view.k_phrase()
         times = f"{k} times" if k.startswith("`") else f"{view.k} times"
         example = f"; with {view.k_text} = {view.k}: {view.k}.00x" if k.startswith("`") else f" ({view.k}.00x)"

@@ -126,7 +126,7 @@ def _stands_still(events: list[Event]) -> bool:
 
 
 def _trains(run: Run, test: Event) -> bool:
-    """Whether backward is called in the loop of a test all the while."""
+    """Whether backward is called in the loop of a test."""
     loop = test.loops[-1][0].span
     return any(loop == one.span for backward in run.backwards for one, _ in backward.event.loops)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -55,13 +56,18 @@ def window_size(run: Run, window: Window) -> int:
 
 
 def common_size(run: Run, lane: Lane) -> int:
-    """The nominal window: the most frequent size of the lane's closed windows, the larger one of near equals.
+    """The nominal window of the lane's closed windows."""
+    return nominal_size(window_size(run, window) for window in lane.windows if window.update is not None)
+
+
+def nominal_size(sizes: Iterable[int]) -> int:
+    """The most frequent size of windows, the larger one of near equals; 0 without any.
 
     Of a pass with two full windows, the first and the last one may be of one micro-batch each.
     """
-    sizes = Counter(window_size(run, window) for window in lane.windows if window.update is not None)
-    usual = max(sizes.values(), default=0)
-    return max((size for size, count in sizes.items() if count >= _NEARLY * usual), default=0)
+    counts = Counter(sizes)
+    usual = max(counts.values(), default=0)
+    return max((size for size, count in counts.items() if count >= _NEARLY * usual), default=0)
 
 
 def micro_loops(run: Run, lane: Lane) -> set[Span]:

@@ -74,7 +74,7 @@ class Items(Iteration):
             kept = value.attrs.get(f"[{key}]")
             if kept is not None:
                 return kept
-            if isinstance(index, str) and EVERY in value.attrs:
+            if isinstance(index, str) and EVERY in value.attrs and not names.is_count_name(index):
                 return value.attrs[EVERY]
             plain = not value.batch and not value.graph and isinstance(index, int)
             name = index if isinstance(index, str) else "<item>" if plain else value.name
@@ -174,7 +174,7 @@ class Items(Iteration):
                 base[AnyKey(self.key(key)) if type(key) is Opaque else key] = value
             except TypeError:
                 return
-            self.watch_kept(span, value, list(base.values()), target)
+            self.watch_kept(span, value, list(base.values()), target, kept_in=base)
         elif isinstance(base, list):
             at = numeric(index)
             if at is not None and base and -len(base) <= at < len(base):
@@ -185,9 +185,12 @@ class Items(Iteration):
         elif type(base) is Tensor:
             self.write_item(base, value, span, target)
         elif type(base) in (Opaque, Instance):
+            each = type(index) is Opaque and index.key.startswith((f"item({base.key})", f"item({base.key}."))
+            if each and type(base) is Opaque:  # `for name in losses: losses[name] = losses[name] / k`
+                for key in [one for one in base.attrs if one[:2] in ("['", '["')]:
+                    del base.attrs[key]
+                base.attrs[EVERY] = value
             base.attrs[f"[{self.key(index)}]"] = value
-            if type(index) is Opaque and type(base) is Opaque and index.key.startswith(f"item({base.key}"):
-                base.attrs[EVERY] = value  # `for name in losses: losses[name] = losses[name] / k`
 
     @staticmethod
     def under_any_key(value: dict[Any, Value]) -> Value:
@@ -225,7 +228,8 @@ class Items(Iteration):
             owner.clear()
             return None
         if name in ("pop", "popleft"):
-            self.run.popped[id(owner)] = owner
+            if any(loop.kind != "call" for loop in self.loops):
+                self.run.popped.add(id(owner))
             first = name == "popleft" or (bool(args) and args[0] == 0)
             return owner.pop(0 if first else -1) if owner else self.opaque("pop", "<item>")
         if name == "insert" and len(args) == 2:
@@ -253,11 +257,11 @@ class Items(Iteration):
         if name == "setdefault" and args and isinstance(args[0], (str, int)):
             return owner.setdefault(args[0], args[1] if len(args) > 1 else None)
         if name == "items":
-            return list(owner.items())
+            return list(zip(self.keys_of(owner), owner.values(), strict=True))
         if name == "values":
             return list(owner.values())
         if name == "keys":
-            return list(owner)
+            return self.keys_of(owner)
         if name == "pop" and args and isinstance(args[0], (str, int)):
             return owner.pop(args[0], args[1] if len(args) > 1 else self.opaque("pop", "<item>"))
         if name == "update":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from acclint import program as p
 from acclint.knowledge import names
@@ -50,7 +51,7 @@ class Iteration(Gradients):
         if isinstance(value, (list, tuple, dict, set)):
             loop.kind = "list"
             loop.known_length = True
-            items = list(value)
+            items = self.keys_of(value) if isinstance(value, dict) else list(value)
             feeds = any(type(item) is Opaque and item.batch for item in items[:1])
             loop.fetched = feeds
             if level == "outer" and len(items) > 4 and not feeds:
@@ -136,7 +137,7 @@ class Iteration(Gradients):
         if kind is Loader:
             return Stream(self.batches_of(value), value.length, True, value)
         if isinstance(value, (list, tuple, dict, set, str)):
-            items = list(value)
+            items = self.keys_of(value) if isinstance(value, dict) else list(value)
             feeds = bool(items) and bool(self.batch_of(items[0]))
             return Stream(iter(items), len(items), feeds)
         if kind is Range:
@@ -152,6 +153,8 @@ class Iteration(Gradients):
             value.hint = value.hint or ("loader" if names.is_loader_name(value.name) else "")
             length = self.number(f"len({value.key})", "length", "length")
             return Stream(self.batches_of(Loader(value.key, length)), length, True)
+        if kind is Opaque:  # what a model has returned
+            return Stream(iter([self.item_of(value) for _ in range(QUIET_TURNS)]))
         if kind is Instance:
             maker = self.member(value.cls, "__iter__")
             if type(maker) is Closure:
@@ -300,7 +303,7 @@ class Iteration(Gradients):
         if isinstance(value, (list, tuple)):
             return list(value[:LIST_TURNS])
         if isinstance(value, dict):
-            return list(value)[:LIST_TURNS]
+            return self.keys_of(value)[:LIST_TURNS]
         if type(value) is Range:
             start, stop, step = (numeric(self.as_number(one)) for one in (value.start, value.stop, value.step))
             if start is None or stop is None or not step:
@@ -321,6 +324,10 @@ class Iteration(Gradients):
         if type(value) is Tensor:
             return [Tensor(value.owners, value.graph, batch=value.batch)]
         return [self.opaque("item", "<item>")]
+
+    def keys_of(self, value: dict[Any, Value]) -> list[Value]:
+        """The keys of a dict; those that are not known are unknown values."""
+        return [self.opaque(str(one), "key") if type(one) is v.AnyKey else one for one in value]
 
     @staticmethod
     def is_group(value: Value) -> bool:

@@ -322,9 +322,16 @@ class Losses(Ownership):
             self.event("keep", span, target=target, terms=tuple(value.terms), size=size, evaluating=evaluating)
 
     def watch_kept(
-        self, span: Span, value: Value, holder: list[Value], target: str = "", *, plain: bool = True
+        self,
+        span: Span,
+        value: Value,
+        holder: list[Value],
+        target: str = "",
+        *,
+        plain: bool = True,
+        kept_in: dict[Any, Value] | None = None,
     ) -> None:
-        """A tensor with a graph is put into a container."""
+        """A tensor with a graph is put into a container: a list, or the dict `kept_in` with these values."""
         new = [one for one in _leaves(value) if type(one) in (Tensor, Opaque) and one.graph]
         for one in new:
             if type(one) is Opaque and self.is_loss_like(one):
@@ -334,6 +341,8 @@ class Losses(Ownership):
                 self.outputs[id(one)] = (one, kept_term)
         if not new:
             return
+        container = holder if kept_in is None else kept_in
+        self.run.holders[id(container)] = container
         kept: list[Term] = []
         outputs: list[tuple[Value, Term]] = []
         for one in holder[-64:]:
@@ -353,7 +362,7 @@ class Losses(Ownership):
             self.event(
                 "keep",
                 span,
-                holder=id(holder),
+                holder=id(container),
                 target=target,
                 terms=tuple(kept),
                 size=size,
@@ -365,7 +374,7 @@ class Losses(Ownership):
                 "keep output",
                 span,
                 target=target,
-                holder=id(holder),
+                holder=id(container),
                 terms=tuple(term for _, term in same),
                 batches=tuple(one.batch for one, _ in same),
                 evaluating=all(self.in_evaluation(one.owners) for one, _ in same),

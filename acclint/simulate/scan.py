@@ -33,11 +33,13 @@ _NO_UPDATE = word_set("reporter logger writer log pbar bar progress profiler pro
 class Waiting(NamedTuple):
     """What waits for a test: whether an optimizer is stepped and backward called, and what the test reads assigned.
 
-    `raises` are the statements that add to what the test reads.
+    `both` says that backward is called whichever way the test goes; `raises` are the statements that add to what the
+    test reads.
     """
 
     steps: bool
     trains: bool
+    both: bool
     sets: bool
     raises: tuple[Span, ...]
 
@@ -278,9 +280,11 @@ class Scanner:
             stepped = [text(one) for one in map(_stepped, reached) if one is not None]
             steps = any("step" in self.reach(block) for block in blocks)
             steps = steps and not (stepped and all(_NO_UPDATE & set(names.words(one)) for one in stepped))
-            trains = any(self.has_backward(block) for block in blocks)
+            called = [self.has_backward(block) for block in blocks]
             raises = tuple(one.span for one in sets if _adds(one))
-            kept = self._waiting[stmt.span] = Waiting(steps, trains, bool(sets), raises)
+            kept = self._waiting[stmt.span] = Waiting(
+                steps, any(called), len(called) > 1 and all(called), bool(sets), raises
+            )
         return kept
 
     def _reached(self, block: tuple[p.Stmt, ...]) -> list[p.Stmt]:

@@ -563,7 +563,7 @@ class Statements(Expressions):
                 for target in one.targets:
                     if isinstance(target, p.Name):
                         # That a plain class of settings does not accumulate is meant so, as a constant is.
-                        plain = not bases and numeric(value) == 1
+                        plain = numeric(value) == 1 and all(getattr(one, "path", "")[-6:] == "object" for one in bases)
                         if cls.dataclass or (self.world.is_accumulation(target.id) and not plain):
                             value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
                         cls.members[target.id] = body.vars[target.id] = value

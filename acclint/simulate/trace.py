@@ -182,7 +182,8 @@ class Run:
     numbers: dict[str, Number] = field(default_factory=dict)
     window_values: set[Number] = field(default_factory=set)
     k_names: dict[str, Number] = field(default_factory=dict)
-    popped: dict[int, list[Any]] = field(default_factory=dict)  # lists that items were taken from, by their id
+    holders: dict[int, Any] = field(default_factory=dict)  # lists and dicts that keep losses, by their id
+    popped: set[int] = field(default_factory=set)  # the ids of lists that items were taken from in a loop
     notes: list[tuple[str, Span]] = field(default_factory=list)
     hints: dict[str, Number] = field(default_factory=dict)
     stopped: str = ""

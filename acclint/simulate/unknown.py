@@ -11,7 +11,16 @@ from acclint.simulate.items import EVERY
 from acclint.simulate.modules import Modules
 from acclint.simulate.scan import text
 from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, Owner, ParamSet, Tensor, Value
-from acclint.simulate.vocabulary import HANDLES_GRADIENTS, NO_GRADIENT, PROGRESS, RESHAPES, SAME, WITH_INDICES, word_set
+from acclint.simulate.vocabulary import (
+    HANDLES_GRADIENTS,
+    NO_GRADIENT,
+    PROGRESS,
+    RESHAPES,
+    SAME,
+    WITH_INDICES,
+    ZEROING,
+    word_set,
+)
 
 _DATA_SIZE = word_set("size shape numel __len__ nelement")
 _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
@@ -134,7 +143,7 @@ class Unknown(Modules):
             self.zero(owners, span, name)
         elif owners or (told and not optimizers):
             self.may_zero(name, span)
-        return told or bool(optimizers or owners)
+        return told or bool(optimizers)
 
     def note_opaque(self, what: str, values: list[Value], span: Span) -> None:
         """A call of something unknown that is handed the optimizer or the model could step or zero."""
@@ -179,7 +188,8 @@ class Unknown(Modules):
         if around is not None and stands_for and (name == "step" or names.is_zeroing_name(name)):
             # `LRScheduler(optimizer, ...)`, which is stepped and zeroed in the place of its optimizer.
             return self.optimizer_method(around, "step" if name == "step" else "zero_grad", [], {}, span)
-        if names.is_zeroing_name(name) and not args:
+        zeroes = names.is_zeroing_name(name) and ("<optimizer>" in base.attrs or names.is_optimizer_name(base.name))
+        if not args and (name in ZEROING or zeroes or (names.is_zeroing_name(name) and self.is_module_like(base))):
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
@@ -259,8 +269,11 @@ class Unknown(Modules):
         if name in ("chunk", "split", "tensor_split") and args:
             return self.chunks(base, name, args, span, keywords.get("dim"))
         if name in ("items", "values") and not args and EVERY in base.attrs:
-            every = base.attrs[EVERY]
-            return [every] if name == "values" else [(self.opaque(f"item({base.key}.keys())", "key"), every)]
+            # What was written by name since then is in it, too.
+            later = [one for key, one in base.attrs.items() if key[:2] in ("['", '["')]
+            every = [base.attrs[EVERY], *later]
+            key = self.opaque(f"item({base.key}.keys())", "key")
+            return every if name == "values" else [(key, one) for one in every]
         if name in ("items", "values", "keys", "copy") and not args:
             return self.opaque(
                 f"{base.key}.{name}()", base.name, owners=base.owners, graph=base.graph, batch=base.batch
@@ -278,6 +291,8 @@ class Unknown(Modules):
         if name == "clip_grad_norm_" or name == "clip_grad_value_":
             self.event("clip", span)
             return self.opaque(f"norm:{span.row}", "grad_norm")
+        if name == "get_global_grad_norm":
+            self.run.notes.append((f"`{base.name}` is a DeepSpeed engine, which zeroes by itself", span))
         if name == "forward" and not base.graph and not base.batch:
             return self.unknown_call(base, args, keywords, expr, frame)
         return _NOT_HANDLED

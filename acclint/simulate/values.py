@@ -27,7 +27,7 @@ Remainder = tuple[Number, frozenset[str], Value, Span]
 
 
 class AnyKey(str):
-    """The key of a dict's item where the text does not tell it: whichever key is asked for may be this one."""
+    """The key of a dict's item where the text does not tell it. Names that are not in the dict stand for the last."""
 
     __slots__ = ()
 

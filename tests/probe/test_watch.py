@@ -488,3 +488,26 @@ def test_gradients_that_sum_up_to_nothing_follow_the_others(folder: Path, to_non
         )
     )
     assert "    1-6 | 1 1 1 1\n  as predicted" in probe("train.py").stdout
+
+
+def test_a_step_that_fails_is_over(folder: Path) -> None:
+    (folder / "train.py").write_text(
+        textwrap.dedent(
+            """\
+            import torch
+            net = torch.nn.Linear(3, 1)
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+            try:
+                optimizer.step("no closure")
+            except TypeError:
+                pass
+            for i in range(24):
+                (net(torch.randn(5, 3)).square().mean() / 4).backward()
+                if (i + 1) % 4 == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            """
+        )
+    )
+    assert " | 1 1 1 1\n" in probe("train.py").stdout
+    assert "24 backward calls, 6 updates" in probe("train.py").stdout or "7 updates" in probe("train.py").stdout

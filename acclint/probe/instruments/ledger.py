@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 import traceback
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -49,6 +51,16 @@ def _leave(_: str) -> NoReturn:
     _exit(0)
 
 
+def _is_stepping(optimizer: Any) -> bool:
+    """Whether a `step` of this very optimizer is running, of a class of the script's own."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_name == "step" and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Ledger:
     """All recording. One per process; inactive until `start`."""
 
@@ -66,7 +78,7 @@ class Ledger:
         self.max_backwards = 400
         self.max_updates: int | None = None
         self.batches: tuple[int, int] | None = None
-        self.stepping: list[int] = []  # the optimizers whose step() is running
+        self.within = False  # a step() was called by the step() of the same optimizer
         self.stepped_at: tuple[str, int] = ("", 0)
         self.stop: Callable[[str], None] = lambda _: None
         self.leave: Callable[[str], NoReturn] = _leave
@@ -677,8 +689,7 @@ class Ledger:
             with self.own_work():
                 owner = self.register_group(optimizer)
         record = self.optimizers[owner]
-        within = owner in self.stepping  # `super().step()`: what is in `.grad` by now is what is stepped with
-        self.stepping.append(owner)
+        self.within = within = _is_stepping(optimizer)  # `super().step()`: what `.grad` holds by now is stepped with
         place = self.stepped_at if within else self.places.place()
         if within and record.taken:
             record.updates.pop()
@@ -715,8 +726,6 @@ class Ledger:
 
     def after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         owner = self.optimizer_ids.get(id(optimizer))
-        if owner in self.stepping:
-            self.stepping.remove(owner)
         if self.active and owner is not None and not self.optimizers[owner].taken:
             self.step_now(optimizer, owner, self.places.place())  # a closure that the optimizer never called
         if self.active:
@@ -729,7 +738,7 @@ class Ledger:
             lr = number(optimizer.param_groups[0].get("lr")) if optimizer.param_groups else None
             self.take_update(owner, place, lr, 1 / scale if scale else 1.0)
         self.optimizers[owner].taken = True
-        if self.stepping.count(owner) < 2:
+        if not self.within:
             self.shadow.stepped(owner)
 
     def scheduler(self, scheduler: Any) -> Scheduler:
