@@ -151,7 +151,7 @@ class Iteration(Gradients):
             if value.batch and not names.is_loader_name(value.name):
                 return Stream(iter([self.item_of(value) for _ in range(self.assignment.k)]), None, False)
             value.hint = value.hint or ("loader" if names.is_loader_name(value.name) else "")
-            length = self.number(f"len({value.key})", "length", "length")
+            length = self.length_of(value, "length")
             return Stream(self.batches_of(Loader(value.key, length)), length, True)
         if kind is Opaque:  # what a model has returned
             return Stream(iter([self.item_of(value) for _ in range(QUIET_TURNS)]))
@@ -210,7 +210,7 @@ class Iteration(Gradients):
             if loop.level == "window" and loaderish:
                 # A whole pass over a loader before the update.
                 wants = self.world.turns(self.assignment)
-            length = self.number(f"len({value.key})", "length", "length" if loop.level == "micro" or loaderish else "")
+            length = self.length_of(value, "length" if loop.level == "micro" or loaderish else "")
             return self.batches_of(Loader(value.key, length if wants == length.v else wants))
         loop.kind = "other"
         loop.fetched = bool(value.batch) or not value.graph
@@ -324,6 +324,13 @@ class Iteration(Gradients):
         if type(value) is Tensor:
             return [Tensor(value.owners, value.graph, batch=value.batch)]
         return [self.opaque("item", "<item>")]
+
+    def length_of(self, value: Opaque, role: str) -> Num:
+        """The number of items of something unknown."""
+        key = f"len({value.key})"
+        if role and key in self.numbers and not self.role_of_root(key):
+            self.world.learn(self.world.roles, key, role)  # It was asked for before it was known for a loader.
+        return self.number(key, "length", role)
 
     def keys_of(self, value: dict[Any, Value]) -> list[Value]:
         """The keys of a dict; those that are not known are unknown values."""

@@ -292,7 +292,8 @@ class Unknown(Modules):
             self.event("clip", span)
             return self.opaque(f"norm:{span.row}", "grad_norm")
         if name == "get_global_grad_norm":
-            self.run.notes.append((f"`{base.name}` is a DeepSpeed engine, which zeroes by itself", span))
+            for optimizer in self.run.optimizers:  # The model is DeepSpeed's engine, which zeroes by itself.
+                self.event("opaque", span, what=f"{base.name}.{name}", value=optimizer)
         if name == "forward" and not base.graph and not base.batch:
             return self.unknown_call(base, args, keywords, expr, frame)
         return _NOT_HANDLED
