@@ -968,3 +968,31 @@ def train(model, loader, optimizer, args):
 )
 def test_several_losses_of_one_output(loss: str, expected: set[str]) -> None:
     assert codes(PAIRS.replace("LOSS", loss)) == expected
+
+
+def test_a_sum_that_autograd_grad_is_called_on_is_no_growing_one() -> None:
+    text = """\
+import torch
+from learners import MetaLearner
+
+class Learner(MetaLearner):
+    def forward(self, support, masks, query):
+        for i, (x, y) in enumerate(zip(*self.split([support, masks]))):
+            one = self.loss(self.net(x), y) * x.size(0)
+            if i == 0:
+                total = one
+            else:
+                total += one
+        return self.net(query, params=self.adapted(total))
+
+    def adapted(self, loss):
+        grads = torch.autograd.grad(loss, self.net.meta_parameters(), create_graph=True)
+        return [p - 0.1 * g for p, g in zip(self.net.meta_parameters(), grads)]
+
+    def step(self, batch):
+        loss = self.loss(self.forward(*batch[:3]), batch[3])
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+"""
+    assert codes(text) == set()

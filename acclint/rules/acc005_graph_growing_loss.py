@@ -116,7 +116,9 @@ def check(analysis: Analysis) -> Iterator[Report]:
 
 def _judge(run: Run) -> list[Report]:
     # What is kept for one backward call is ACC031's business.
-    together = [{term for term, _ in backward.terms} for backward in run.backwards if len(backward.terms) > 1]
+    sums = [{term for term, _ in backward.terms} for backward in run.backwards]
+    sums += [set(event.data["terms"]) for event in run.of("autograd.grad")]
+    together = [one for one in sums if len(one) > 1]
     by_place: dict[Span, list[Event]] = {}
     growing, deferred = set[Span](), set[Span]()
     for event in run.of("keep"):
@@ -261,6 +263,8 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
     fresh = len({term.fetch for term in group}) > 1
     if not fresh and loop.kind not in ("loader", "while") and not sent:
         level = Confidence.LOW
+    if not sent and loop.kind == "loader" and not loop.named:
+        level = Confidence.LOW  # What is gone through may well be the samples of one batch.
     if not sent and group[0].guessed and any(one.overlaps(own) for own in group[0].owners for one in _trained(run)):
         level = Confidence.LOW  # A metric beside the loss: what returns both may well detach it.
     level = weaker(level, _reach(event), Confidence.MEDIUM if beside else Confidence.HIGH)

@@ -521,10 +521,12 @@ def _autograd_backward(m: Machine, args: list[Value], keywords: dict[str, Value]
 
 def _autograd_grad(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     inputs = args[1] if len(args) > 1 else keywords.get("inputs")
-    m.event("autograd.grad", span)
-    if args and type(args[0]) in (Tensor, Opaque) and args[0].graph:
-        for term in m.as_loss(args[0], span).terms or ():
-            term.sent += 1
+    loss = args[0] if args else keywords.get("outputs")
+    graphs = loss is not None and type(loss) in (Tensor, Opaque) and loss.graph
+    terms = tuple(m.as_loss(loss, span).terms or ()) if graphs else ()
+    m.event("autograd.grad", span, terms=terms)
+    for term in terms:
+        term.sent += 1
     owners = m.owners_of(inputs) if inputs is not None else NOBODY
     graph = keywords.get("create_graph") is True
     return [Tensor(owners if graph else NOBODY, graph, batch=frozenset((0,)))]
