@@ -309,6 +309,30 @@ def is_optimizer_class(name: str) -> bool:
     return bool(_OPTIMIZER_CLASSES.search(name))
 
 
+_GROUPS = _set("optimizers optimisers optims schedulers")
+
+
+def is_group_name(name: str) -> bool:
+    """Whether a name is that of several optimizers or schedulers."""
+    return not _GROUPS.isdisjoint(words(name))
+
+
+_IDLE_STEPS = _set("reporter logger writer log pbar bar progress profiler prof timer meter tracker env run early")
+
+
+def has_idle_step(name: str) -> bool:
+    """Whether something of this name has a `step()` that updates nothing."""
+    return not _IDLE_STEPS.isdisjoint(words(name))
+
+
+_LOADERS = re.compile(r"load|(?<![a-z])dl(?![a-z])", re.IGNORECASE)
+
+
+def mentions_loader(text: str) -> bool:
+    """Whether a loader is named somewhere in a text."""
+    return bool(_LOADERS.search(text))
+
+
 _CLEARS = _set("zero clear clean reset")
 _GRADIENTS = _set("grad grads gradient gradients")
 _WHOSE = _set(

@@ -30,11 +30,9 @@ from acclint.simulate.values import (
     numeric,
     roots_of,
 )
-from acclint.simulate.vocabulary import word_set
 
 QUIET_TURNS = 2
 LIST_TURNS = 64
-_GROUPS = word_set("optimizers optimisers optims schedulers")
 _MANY = 1 << 60  # Python counts no longer ranges
 
 
@@ -340,7 +338,7 @@ class Iteration(Gradients):
     def is_group(value: Value) -> bool:
         """Whether something unknown is called `optimizers` or `schedulers`: it stands for the one that is in it."""
         plain = type(value) is Opaque and not value.batch and not value.graph
-        return plain and not _GROUPS.isdisjoint(names.words(value.name))
+        return plain and names.is_group_name(value.name)
 
     def wanted_turns(self, level: str) -> int:
         if level == "micro":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.iteration import LIST_TURNS
@@ -30,8 +30,6 @@ from acclint.simulate.values import (
     numeric,
     roots_of,
 )
-
-_LOADERS = re.compile(r"load|(?<![a-z])dl(?![a-z])", re.IGNORECASE)
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -158,7 +156,7 @@ class Operators(Tensors):
             for root in roots_of(left)
             if root in known
             and root[:4] == "len("
-            and (not self.role_of_root(root) or (divided and not _LOADERS.search(root)))
+            and (not self.role_of_root(root) or (divided and not names.mentions_loader(root)))
         ]
         sizes = [known[root].v for root in roots_of(right) if root in known and self.role_of_root(root) == "batch"]
         size = numeric(right) if divided else math.prod(sizes) if sizes else None

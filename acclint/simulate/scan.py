@@ -26,10 +26,6 @@ _COMMON = word_set(
 _JUMPS = (p.Continue, p.Return)
 
 
-# What has a `step()` that updates nothing.
-_NO_UPDATE = word_set("reporter logger writer log pbar bar progress profiler prof timer meter tracker env run early")
-
-
 class Waiting(NamedTuple):
     """What waits for a test: whether an optimizer is stepped and backward called, and what the test reads assigned.
 
@@ -279,7 +275,7 @@ class Scanner:
             sets = [one for one in reached if not read.isdisjoint(map(text, _assigned(one)))]
             stepped = [text(one) for one in map(_stepped, reached) if one is not None]
             steps = any("step" in self.reach(block) for block in blocks)
-            steps = steps and not (stepped and all(_NO_UPDATE & set(names.words(one)) for one in stepped))
+            steps = steps and not (stepped and all(map(names.has_idle_step, stepped)))
             called = [self.has_backward(block) for block in blocks]
             raises = tuple(one.span for one in sets if _adds(one))
             kept = self._waiting[stmt.span] = Waiting(
