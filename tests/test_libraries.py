@@ -996,3 +996,20 @@ class Learner(MetaLearner):
         self.optimizer.step()
 """
     assert codes(text) == set()
+
+
+@pytest.mark.parametrize(
+    "zeroed", ["optimizer.zero_grad(True)", "model.zero_grad(True)", "optimizer.zero_grad(set_to_none=True)"]
+)
+def test_zeroing_may_be_given_arguments(zeroed: str) -> None:
+    text = f"""\
+import torch
+
+def train(model, loader, optimizer, k):
+    for i, (x, y) in enumerate(loader):
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        if (i + 1) % k == 0:
+            optimizer.step()
+            {zeroed}
+"""
+    assert codes(text) == {"ACC001"}

@@ -298,9 +298,6 @@ def is_loader_name(name: str) -> bool:
     )
 
 
-_OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt opts")
-
-
 _OPTIMIZER_CLASSES = re.compile(r"(Adam(W|ax)?|ADAM|SGD|Lamb|LAMB|Optimizer|Optim|Adafactor|RMSprop|Adagrad|Lion)$")
 
 
@@ -353,6 +350,9 @@ def may_zero(name: str) -> bool:
     """Whether a function of this name may well zero gradients, among other things: `clear`, `zero_all`."""
     parts = set(words(name))
     return bool(parts & _CLEARS) and parts <= _ANYTHING
+
+
+_OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt opts")
 
 
 @lru_cache(maxsize=8192)

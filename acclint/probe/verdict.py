@@ -24,8 +24,8 @@ NOT_REACHED, CRASHED = "not reached", "crashed"
 _WEIGHTS = ("ACC014", "ACC002", "ACC015", "ACC001", "ACC030", "ACC006", "ACC007")
 _BESIDE = ("ACC005", "ACC003", "ACC017", "ACC011")  # and whatever else is.
 _TINY = {1: Severity.ERROR, 2: Severity.ERROR, 3: Severity.WARNING, 4: Severity.WARNING}  # else info
+_KEEPING = ("ACC005", "ACC031")  # their places may be in a loop without backward or update
 # Names and severities of what the source is not searched for.
-_KEEPING = ("ACC005", "ACC031")
 _UNSEARCHED = {"ACC011": ("mean-of-means", Severity.INFO), "ACC017": ("batch-coupled-loss", Severity.WARNING)}
 
 Spot = tuple[str, int]  # file (empty: the script), row
@@ -67,7 +67,9 @@ class Run:
         """The verdict for a finding of the source."""
         verdict, text, owners = self._verdict(finding)
         if finding.code == "ACC003" and verdict == CONFIRMED:  # The source may not tell how many samples there are.
-            finding = replace(finding, severity=max(finding.severity, self._severity_of_batches(), key=_rank))
+            finding = replace(
+                finding, severity=max(finding.severity, self._severity_of_batches(), key=lambda one: one.rank)
+            )
         return self._judged(finding, verdict, text, owners)
 
     def _verdict(self, finding: Finding) -> tuple[str, str, list[int]]:
@@ -224,10 +226,6 @@ class Run:
         return Judged(
             replace(finding, evidence={**finding.evidence, "measured": data}), verdict, text, tuple(owners), predicted
         )
-
-
-def _rank(severity: Severity) -> int:
-    return severity.rank
 
 
 def contributions(measured: Measurement, owners: Iterable[int]) -> list[dict[str, Any]]:

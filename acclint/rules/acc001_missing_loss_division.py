@@ -248,13 +248,8 @@ def _undivided(view: View) -> Iterator[Report]:
         if term.reduction == "unknown":
             plain = any(word in term.why.lower() for word in ("loss", "criterion", "crit", "cost"))
             levels.append(Confidence.MEDIUM if plain else Confidence.LOW)
-            assumptions.append(
-                (
-                    "the loss is taken as a mean over the micro-batch"
-                    + (f" (`{term.why}` is not known)" * bool(term.why)),
-                    term.span,
-                )
-            )
+            unknown = f" (`{term.why}` is not known)" if term.why else ""
+            assumptions.append((f"the loss is taken as a mean over the micro-batch{unknown}", term.span))
         elif term.why in ("loss", "output", "outputs"):
             levels.append(Confidence.MEDIUM)
             assumptions.append(("the model's loss is taken as a mean over the micro-batch", term.span))

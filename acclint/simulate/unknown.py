@@ -189,7 +189,8 @@ class Unknown(Modules):
             # `LRScheduler(optimizer, ...)`, which is stepped and zeroed in the place of its optimizer.
             return self.optimizer_method(around, "step" if name == "step" else "zero_grad", [], {}, span)
         zeroes = names.is_zeroing_name(name) and ("<optimizer>" in base.attrs or names.is_optimizer_name(base.name))
-        if not args and (name in ZEROING or zeroes or (names.is_zeroing_name(name) and self.is_module_like(base))):
+        zeroes = zeroes or (names.is_zeroing_name(name) and self.is_module_like(base))
+        if name in ZEROING or (zeroes and not args):
             if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
