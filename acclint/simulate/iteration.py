@@ -151,8 +151,8 @@ class Iteration(Gradients):
             value.hint = value.hint or ("loader" if names.is_loader_name(value.name) else "")
             length = self.length_of(value, "length")
             return Stream(self.batches_of(Loader(value.key, length)), length, True)
-        if kind is Opaque:  # what a model has returned
-            return Stream(iter([self.item_of(value) for _ in range(QUIET_TURNS)]))
+        if kind is Opaque:  # What a model has returned: its parts are scales or heads of one batch.
+            return Stream(iter([self.item_of(value)]))
         if kind is Instance:
             maker = self.member(value.cls, "__iter__")
             if type(maker) is Closure:
