@@ -109,6 +109,8 @@ class Gradients(Updates):
 
     def param_method(self, owner: Param, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         owners = frozenset((owner.owner,))
+        if name == "detach":
+            return Tensor(size=owner.size)
         if name in ("sub_", "add_", "addcdiv_", "copy_", "sub", "add"):
             ascends = name == "add_" and self._ascends(args, keywords)
             for value in args:

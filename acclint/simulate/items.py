@@ -32,6 +32,8 @@ from acclint.simulate.vocabulary import word_set
 EVERY = "[every key]"  # what a loop over the items of something unknown has put in the place of each
 _INDEXED_DATA = word_set("x y X Y data inputs targets images labels batch tokens dataset samples features")
 
+_AXES = 4  # of a tensor whose shape is asked for, where nothing tells
+
 
 class Items(Iteration):
     """Reading and writing by index or key."""
@@ -129,6 +131,9 @@ class Items(Iteration):
                 )
             return self.opaque(f"{value.key}[]", "<item>", batch=frozenset((0,)) if value.cls.dataset else frozenset())
         if kind is v.Bound and value.name == "shape":
+            if isinstance(index, tuple) and index and index[0] == "slice":
+                lower, upper = numeric(index[1]), numeric(index[2])
+                return [self.item(value, at, span) for at in range(int(lower or 0), int(upper or _AXES))]
             size = getattr(value.owner, "size", None)
             return size if size is not None and index == 0 else self.number("shape", "size")
         if kind is v.Dataset:

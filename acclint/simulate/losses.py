@@ -106,6 +106,7 @@ class Losses(Ownership):
             batch=value.batch,
             sure=value.sure and sure,
             divisors=divisors,
+            doubtful=value.doubtful,
         )
 
     def tensor_binary(self, op: str, left: Value, right: Value, span: Span, augmented: bool) -> Value:
@@ -119,8 +120,13 @@ class Losses(Ownership):
                 return left
             return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
         if not lgraph and not rgraph:
-            if op == "/" and numeric(right) is not None and type(left) is Tensor:
-                return Tensor(batch=batch, size=left.size, divisors=((numeric(right), self.is_k(right), span),))
+            if op in ("*", "/") and numeric(left if op == "*" and numeric(right) is None else right) is not None:
+                data, number = (left, right) if numeric(right) is not None else (right, left)
+                made = Tensor(batch=batch, size=getattr(data, "size", None))
+                if op == "/" and type(left) is Tensor:
+                    made.divisors = ((numeric(right), self.is_k(right), span),)
+                made.times = data, op, number
+                return made
             return Tensor(batch=batch, size=getattr(left if type(left) is Tensor else right, "size", None))
         if lgraph and rgraph:
             owners = left.owners | right.owners
@@ -132,12 +138,14 @@ class Losses(Ownership):
                 terms = dict(a.terms or {})
                 for term, weight in (b.terms or {}).items():
                     terms[term] = terms.get(term, 0) + (weight if op == "+" else -weight)
+                doubtful = doubts(a) | doubts(b)
                 return Tensor(
                     owners,
                     True,
                     terms,
                     batch=batch,
-                    sure=a.sure and b.sure,
+                    sure=not (terms and doubtful.issuperset(terms)),
+                    doubtful=doubtful,
                     divisors=a.divisors + b.divisors,
                     name=a.name,
                 )
@@ -148,7 +156,11 @@ class Losses(Ownership):
         if op in ("+", "-"):
             if type(value) is Opaque:
                 return value if not augmented else self.as_loss(value, span)
-            return value if op == "+" or lgraph else self.scaled(self.as_loss(value, span), -1)
+            if op == "+" or lgraph:
+                return value
+            if value.terms is None and value.reduction == "":
+                return Tensor(value.owners, True, batch=batch, sure=value.sure)  # no loss yet: `(1 - score).mean()`
+            return self.scaled(self.as_loss(value, span), -1)
         per_sample = self._red(value) == "none"
         if op == "/" and lgraph:
             return self.divided(value, other, span, per_sample)
@@ -162,19 +174,33 @@ class Losses(Ownership):
 
     def divided(self, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
         """A loss divided by something: by a number, by a count of its own data (a mean), by something unknown."""
+        times = other.times if type(other) is Tensor else other.attrs.get("<times>") if type(other) is Opaque else None
+        if times is not None and not per_sample:
+            # `sum / (k * count)`: by the count, and by the number.
+            count, op, number = times
+            made = self.divided(value, count, span, per_sample)
+            return self.tensor_binary("/" if op == "*" else "*", made, number, span, False)
         if per_sample:
-            return value
+            return self.divided_each(value, other, span)
+        if type(value) is Tensor and self._by_element(value, other):
+            return Tensor(value.owners, True, batch=value.batch | self.batch_of(other), sure=False)
         if self.is_data(other) or (
             type(other) is Num and "batch" in {self.role_of_root(root) for root in roots_of(other)}
         ):
             loss = self.as_loss(value, span)
-            own = type(other) is Num or other.batch <= loss.batch or not loss.batch
+            parts = loss.batch & self.run.cuts  # The size of a whole batch is no count of a part of it.
+            own = type(other) is Num or not loss.batch
+            own = own or (other.batch <= loss.batch and (not parts or bool(other.batch & parts)))
             if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
                 return Tensor(
                     loss.owners,
                     True,
-                    {self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): 1},
+                    {
+                        self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): weight
+                        for weight in loss.terms.values()
+                    },
                     batch=loss.batch,
+                    divisors=loss.divisors,
                 )
             if type(other) is Num:
                 return self.scaled(loss, Fraction(1, int(other.v)) if other.v else 1, (other.v, False, span))
@@ -191,14 +217,42 @@ class Losses(Ownership):
         known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number)) or named
         return self.scaled(loss, factor, (amount, named, span), sure=known)
 
+    def divided_each(self, value: Tensor, other: Value, span: Span) -> Tensor:
+        """The losses of single samples divided by a number, which divides their mean or sum, too."""
+        number = None if self.is_data(other) else self.as_number(other)
+        amount = numeric(number) if number is not None else None
+        if not amount:
+            return value
+        named = self.is_k(number) or span in self.world.k_divisions
+        made = Tensor(value.owners, value.graph, None, value.size, "none", value.name, value.batch, value.sure)
+        made.factor = value.factor * (Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount)
+        made.divisors = (*value.divisors, (amount, named, span))
+        return made
+
+    def _by_element(self, value: Value, other: Value) -> bool:
+        """Whether data multiplies or divides what is no loss yet, element by element."""
+        whole = type(value) is Tensor and (value.terms is not None or value.reduction != "")
+        return not whole and self.is_data(other) and getattr(other, "name", "") != "size"
+
     def multiplied(self, value: Value, other: Value, span: Span, per_sample: bool) -> Value:
         batch = value.batch | self.batch_of(other)
         if per_sample:
-            return Tensor(value.owners, value.graph, None, value.size, "none", value.name, batch)
-        if self.is_data(other) and type(value) is Opaque and getattr(other, "name", "") != "size":
-            # Weighted element by element, as a mask does: what is summed up later is known then.
+            made = Tensor(value.owners, value.graph, None, value.size, "none", value.name, batch)
+            made.factor, made.divisors = value.factor, value.divisors
+            number = None if self.is_data(other) else self.as_number(other)
+            amount = numeric(number) if number is not None else None
+            roles = {self.role_of_root(root) for root in roots_of(number)}
+            if amount and (not roles or roles & {"k", "over k"}):
+                made.factor *= amount
+                if -1 < amount < 1 and roles:
+                    made.divisors = (*made.divisors, (1 / amount, True, span))
+            return made
+        if self._by_element(value, other):
+            # As a mask does: what is summed up later is known then.
             return Tensor(value.owners, True, batch=batch, sure=False)
         loss = self.as_loss(value, span)
+        if type(other) is Opaque and other.hint == "width":
+            return self.scaled(loss, 1)  # `loss.mean() * y.size(1)`: a weight, not of the window
         if self.is_data(other) or type(other) in (Tensor, Maybe):
             return self.scaled(loss, 1, sure=False)
         number = self.as_number(other)
@@ -220,20 +274,29 @@ class Losses(Ownership):
         if owner.reduction == "stack" and owner.terms:
             count = numeric(owner.size) or 1
             return self.scaled(owner, Fraction(1, int(count)) if name == "mean" else 1)
+        axis = args[0] if args else keywords.get("dim", keywords.get("axis"))
         if owner.terms is not None:
-            return owner
+            if axis is not None or any(term.reduction != "unknown" or term.why for term in owner.terms):
+                return owner
+            # Arithmetic on what was no loss yet.
+            terms = {
+                self.new_term(term.owners, name, f".{name}()", span, owner.batch): weight
+                for term, weight in owner.terms.items()
+            }
+            return Tensor(owner.owners, owner.graph, terms, batch=owner.batch, divisors=owner.divisors)
         if not owner.graph:
             return Tensor(batch=owner.batch)
-        axis = args[0] if args else keywords.get("dim", keywords.get("axis"))
         if axis is not None:
             if owner.reduction == "":
                 return Tensor(owner.owners, True, batch=owner.batch, reduction="none")
             return owner
         term = self.new_term(owner.owners, name, f".{name}()", span, owner.batch)
-        return Tensor(owner.owners, True, {term: 1}, batch=owner.batch)
+        return Tensor(owner.owners, True, {term: owner.factor}, batch=owner.batch, divisors=owner.divisors)
 
     def fresh(self, value: Value, owners: Owners, batch: frozenset[int], span: Span, size: Value) -> Value:
         """A forward pass's result with terms of its own, owned by the module that was called."""
+        if value in ([], {}):
+            value = None  # It is filled under conditions that the text does not decide.
         if isinstance(value, tuple) and not (value and isinstance(value[0], str)):
             return tuple(self.fresh(one, owners, batch, span, size) for one in value)
         if isinstance(value, dict):
@@ -249,10 +312,9 @@ class Losses(Ownership):
                 return value
             made = Tensor(owners, True, None, size, value.reduction, value.name, batch, value.sure, value.divisors)
             if value.terms is not None:
-                made.terms = {
-                    self.new_term(owners, term.reduction, term.why, span, batch): weight
-                    for term, weight in value.terms.items()
-                }
+                anew = {term: self.new_term(owners, term.reduction, term.why, span, batch) for term in value.terms}
+                made.terms = {anew[term]: weight for term, weight in value.terms.items()}
+                made.doubtful = frozenset(anew[term] for term in value.terms if term in value.doubtful)
             return made
         if value is None or isinstance(value, (int, float, str, bool)):
             if value is None:
@@ -389,3 +451,8 @@ def _leaves(value: Value, depth: int = 0) -> list[Value]:
     if isinstance(value, dict) and depth < 2:
         return [inner for one in list(value.values())[:16] for inner in _leaves(one, depth + 1)]
     return [value]
+
+
+def doubts(loss: Tensor) -> frozenset[Term]:
+    """The terms of a loss whose weights are not known."""
+    return loss.doubtful if loss.sure else frozenset(loss.terms or ())

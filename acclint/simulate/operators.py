@@ -102,8 +102,17 @@ class Operators(Tensors):
             key = f"({self.key(left)} {op} {self.key(right)})"
             made = self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
             made.attrs["<computed>"] = True
+            if data and op in ("*", "/") and (number := self.plain_number(left, right, op)) is not None:
+                made.attrs["<times>"] = (left if number is right else right, op, number)
             return made
         return self.opaque(f"value:{span.row}:{span.column}", "<value>")
+
+    @staticmethod
+    def plain_number(left: Value, right: Value, op: str) -> Value:
+        """The number in a product or quotient with data: `5 * y.numel()`, `mask.sum() / k`; else None."""
+        if numeric(right) is not None:
+            return right
+        return left if numeric(left) is not None and op == "*" else None
 
     def usable_window(self, length: Num) -> None:
         """A computed modulus in a loop is a window; its parts are unknown, so it may count as k."""
@@ -127,6 +136,8 @@ class Operators(Tensors):
                 if op == "**" and (abs(a) > 1e6 or abs(b) > 64):
                     return self.opaque(f"value:{span.row}:{span.column}", "<value>")
                 result = _ARITHMETIC[op](a, b)
+            if isinstance(result, complex):
+                raise ValueError  # the root of a negative number
         except (ZeroDivisionError, TypeError, ValueError, OverflowError, KeyError):
             return self.opaque(f"value:{span.row}:{span.column}", "<value>")
         if op == "%":

@@ -103,6 +103,7 @@ class Tensors(Attributes):
             value.batch,
             value.sure,
             value.divisors,
+            value.doubtful,
         )
 
     def chunks(self, value: Value, name: str, args: list[Value], span: Span, dim: Value = None) -> Value:

@@ -129,7 +129,21 @@ class Tensor:
     `sure` is False where an unknown factor may be part of it. `rest` are the lengths of the other axes, if known.
     """
 
-    __slots__ = ("batch", "divisors", "graph", "name", "owners", "reduction", "rest", "size", "sure", "terms")
+    __slots__ = (
+        "batch",
+        "divisors",
+        "doubtful",
+        "factor",
+        "graph",
+        "name",
+        "owners",
+        "reduction",
+        "rest",
+        "size",
+        "sure",
+        "terms",
+        "times",
+    )
 
     def __init__(
         self,
@@ -142,8 +156,12 @@ class Tensor:
         batch: frozenset[int] = frozenset(),
         sure: bool = True,
         divisors: tuple[tuple[Number, bool, Span], ...] = (),
+        doubtful: frozenset[Term] = frozenset(),
     ) -> None:
         self.divisors = divisors
+        self.doubtful = doubtful
+        self.factor: Number = 1  # of what is not reduced yet: its losses are multiplied by it
+        self.times: tuple[Value, str, Value] | None = None  # of plain data: what it is a multiple of
         self.rest: tuple[Value, ...] = ()
         self.owners = owners
         self.graph = graph
