@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from acclint.lift import lift
+from acclint.program import Span, file_of
+from acclint.project import link
 from acclint.rules import all_rules
 from acclint.simulate import Analysis, analyze
 
@@ -17,24 +21,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judged:
-    """A text and its analysis. `settings` are those it was analysed with."""
+    """A text and its analysis. `settings` are those it was analysed with, `path` is where it lies, if anywhere."""
 
     text: str
     filename: str
     settings: Settings
     analysis: Analysis
+    path: Path | None = None
 
     @cached_property
     def reports(self) -> tuple[tuple[Rule, Report], ...]:
         """What all rules report, at every severity and confidence, before precedence."""
-        return tuple((rule, report) for rule in all_rules().values() for report in rule.check(self.analysis))
+        return tuple(self.reports_of(all_rules().values()))
+
+    def reports_of(self, rules: Iterable[Rule]) -> Iterator[tuple[Rule, Report]]:
+        """What some rules report about the file itself: what another file does is told at the call that leads there."""
+        for rule in rules:
+            for report in rule.check(self.analysis):
+                place = self.analysis.own_place(report.span)
+                if place is not None:
+                    intents = tuple(one for one in report.intents if not _elsewhere(one.actions))
+                    notes = report.notes if place == report.span else (("happens here", report.span), *report.notes)
+                    yield rule, replace(report, span=place, intents=intents, notes=notes)
 
 
-def judge(text: str, filename: str, settings: Settings) -> Judged:
-    """Analyse one module. Raises `lift.LiftError` or RecursionError for what cannot be analysed."""
+def judge(text: str, filename: str, settings: Settings, path: Path | None = None) -> Judged:
+    """Analyse one module. Raises `lift.LiftError` or RecursionError for what cannot be analysed.
+
+    With `path`, the imports from other files of its project are followed.
+    """
+    program = lift(text, filename)
     analysis = analyze(
-        lift(text, filename),
+        link(program, path) if path is not None else program,
         accumulation_names=frozenset(settings.accumulation_names),
         reductions={**dict.fromkeys(settings.mean_losses, "mean"), **dict.fromkeys(settings.sum_losses, "sum")},
     )
-    return Judged(text, filename, settings, analysis)
+    return Judged(text, filename, settings, analysis, path)
+
+
+def _elsewhere(value: Any) -> bool:
+    """Whether the actions of a fix name a place in another file."""
+    if isinstance(value, Span):
+        return file_of(value) > 0
+    if isinstance(value, tuple):
+        return any(map(_elsewhere, value))
+    return is_dataclass(value) and any(_elsewhere(getattr(value, one.name)) for one in fields(value))

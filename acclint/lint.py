@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from acclint.discover import Target, discover, reason
+from acclint.discover import Target, discover, reason, shown
 from acclint.findings import (
     Assumption,
     Confidence,
@@ -186,8 +186,11 @@ def examine(source: Source, settings: Settings, path: Path) -> Outcome:
     findings = [_syntax("invalid-syntax", broken.message, broken.place) for broken in source.broken]
     loops: list[LoopReport] = []
     for unit in source.units:
-        analysed = _analyse(unit, rules, settings)
+        analysed = _analyse(unit, rules, settings, path)
         suppressions = find_suppressions(unit)
+        if analysed.judged is not None:
+            others = analysed.judged.analysis.program.others
+            unit = replace(unit, others={number: shown(Path(one.path)) for number, one in others.items()})
         findings += [item for row, item in analysed.broken if not suppressions.hides(item.code, row)]
         for rule, report in analysed.reports:
             if not suppressions.hides(rule.code, report.span.row):
@@ -238,7 +241,7 @@ class _Analysed(NamedTuple):
     broken: tuple[tuple[int, Finding], ...] = ()
 
 
-def _analyse(unit: Unit, rules: frozenset[str], settings: Settings) -> _Analysed:
+def _analyse(unit: Unit, rules: frozenset[str], settings: Settings, path: Path) -> _Analysed:
     trains = may_train(unit.text.encode("utf-8", "replace"))
     if not trains and parses(unit.text) is None:
         return _Analysed()
@@ -251,9 +254,8 @@ def _analyse(unit: Unit, rules: frozenset[str], settings: Settings) -> _Analysed
             return _Analysed()
         from acclint.judge import judge
 
-        judged = judge(unit.text, unit.filename, settings)
-        chosen = [rule for rule in all_rules().values() if rule.code in rules]
-        reports = alone([(rule, report) for rule in chosen for report in rule.check(judged.analysis)])
+        judged = judge(unit.text, unit.filename, settings, path)
+        reports = alone(list(judged.reports_of(rule for rule in all_rules().values() if rule.code in rules)))
     except LiftError as error:
         row, column, code, message = error.row, error.column, error.kind, error.message
     except RecursionError:
@@ -292,16 +294,19 @@ def _finding(
             Assumption(message, unit.place(span) if span is not None else None) for message, span in report.assumptions
         ),
         fix=fix,
-        evidence=_evidence(unit, report),
+        evidence=_evidence(unit, analysed, report),
     )
 
 
-def _evidence(unit: Unit, report: Report) -> dict[str, Any]:
-    """The evidence of a report as plain JSON data, with places in the file."""
+def _evidence(unit: Unit, analysed: _Analysed, report: Report) -> dict[str, Any]:
+    """The evidence of a report as plain JSON data, with places in the file: for other files, of the calls into them."""
     empty: dict[str, Any] = {"k": None, "contributions": [], "trace": {}, "measured": None}
     evidence = empty | {key: value for key, value in report.evidence.items() if key != "scope"}
     if evidence["trace"]:
-        events = [_located(unit, **event) for event in evidence["trace"]["events"]]
+        assert analysed.judged is not None
+        own = analysed.judged.analysis.own_place
+        events = evidence["trace"]["events"]
+        events = [_located(unit, **{**event, "place": own(event["place"]) or report.span}) for event in events]
         evidence["trace"] = {**evidence["trace"], "events": events}
     return evidence
 

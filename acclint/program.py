@@ -7,7 +7,7 @@ are `Extern` nodes with the full dotted name ("torch.optim.AdamW"). What the lif
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -349,9 +349,53 @@ class Class(Stmt):
     decorators: tuple[Expr, ...]
 
 
+# The rows of the other files that a program imports from follow its own: those of the first from here on, and so on.
+ROWS = 10_000_000
+
+
+def file_of(span: Span) -> int:
+    """The number of the file that a place lies in: 0 for the program's own, else that of a `Module`."""
+    return span.row // ROWS
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """Another file of the project. Its rows begin behind `number * ROWS`; `path` is where it lies on disk.
+
+    `links` leads from the dotted names of the files that it imports to their numbers.
+    """
+
+    number: int
+    path: str
+    body: tuple[Stmt, ...]
+    links: dict[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One module. `main` says whether `if __name__ == "__main__"` is present; `filename` is for messages only."""
+    """One module. `filename` is for messages only.
+
+    `imports` are the dotted names of what it imports and of what it uses of that. `others` are the files of the project
+    that they lead to, by number; `links` is as for a `Module`.
+    """
 
     filename: str
     body: tuple[Stmt, ...]
+    imports: frozenset[str] = frozenset()
+    others: dict[int, Module] = field(default_factory=dict)
+    links: dict[str, int] = field(default_factory=dict)
+
+    def find(self, number: int, path: str) -> tuple[Module, tuple[str, ...]] | None:
+        """The file that the dotted name `path` leads to, as seen from file `number`, and what is named in it."""
+        links = self.links if number == 0 else self.others[number].links
+        if not links:
+            return None
+        head = path
+        rest: tuple[str, ...] = ()
+        while head:
+            found = links.get(head)
+            if found is not None:
+                return self.others[found], rest
+            head, _, last = head.rpartition(".")
+            rest = (last, *rest)
+        return None

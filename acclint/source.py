@@ -14,12 +14,12 @@ import re
 import textwrap
 import tokenize
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from acclint.findings import Place
-from acclint.program import Span
+from acclint.program import ROWS, Span, file_of
 
 _NEWLINE = re.compile(r"\r\n|\r|\n")
 
@@ -44,14 +44,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """Python text that is analysed as one module. `rows` leads back to the file, None where nothing has moved."""
+    """Python text that is analysed as one module. `rows` leads back to the file, None where nothing has moved.
+
+    `others` are the names of the files of its project that are analysed with it, by number (`program.Module`).
+    """
 
     filename: str
     text: str
     rows: tuple[Row, ...] | None = None
+    others: Mapping[int, str] = field(default_factory=dict, compare=False)
 
     def place(self, span: Span) -> Place:
-        """The place of a span of the unit in the file."""
+        """The place of a span of the unit in the file, or in the other file that it lies in."""
+        number = file_of(span)
+        if number:
+            behind = number * ROWS
+            return Place(self.others[number], span.row - behind, span.column, span.end_row - behind, span.end_column)
         row, cell, shift = self._row(span.row)
         end_row, end_cell, end_shift = self._row(span.end_row)
         if end_cell != cell:

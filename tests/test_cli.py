@@ -84,7 +84,12 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             k="",
             contributions=(),
         )
-        return types.SimpleNamespace(text=text, loops=(lost,) if "build" in text else (loop,))
+        return types.SimpleNamespace(
+            text=text,
+            loops=(lost,) if "build" in text else (loop,),
+            program=types.SimpleNamespace(others={}),
+            own_place=lambda span: span,
+        )
 
     def finds(word: str, severity: Severity, confidence: Confidence = Confidence.HIGH) -> Any:
         def check(analysis: Any) -> Iterator[Report]:
@@ -107,6 +112,7 @@ def fake(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(acclint.judge, "analyze", analyze)
     monkeypatch.setattr(acclint.judge, "lift", lift)
+    monkeypatch.setattr(acclint.judge, "link", lambda program, path: program)
     for code, rule in list(all_rules().items()):
         monkeypatch.setitem(all_rules(), code, replace(rule, check=lambda analysis: iter(())))
     checks = {

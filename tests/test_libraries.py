@@ -1013,3 +1013,67 @@ def train(model, loader, optimizer, k):
             {zeroed}
 """
     assert codes(text) == {"ACC001"}
+
+
+# dbiir/UER-py, finetune/run_classifier.py: the gradients of all attacks but the last are only for the attack.
+ATTACKS = """\
+import torch
+
+def step(args, model, optimizer, src, tgt):
+    model.zero_grad()
+    loss, _ = model(src, tgt)
+    loss.backward()
+    args.method.{save}()
+    for t in range(args.steps):
+        args.method.{act}(first=t == 0)
+        if t != args.steps - 1:
+            model.zero_grad()
+        else:
+            args.method.restore_grad()
+        other, _ = model(src, tgt)
+        other.backward()
+    optimizer.step()
+"""
+
+
+def test_an_attack_throws_its_gradients_away() -> None:
+    assert codes(ATTACKS.format(save="backup_grad", act="attack")) == set()
+    assert codes(ATTACKS.format(save="begin", act="proceed")) == {"ACC002"}
+
+
+# roytseng-tw/Detectron.pytorch, tools/train_net_step.py: the sum of k gradients has the rate of one micro-batch.
+RATE = """\
+import torch
+
+def main(args, cfg, model, loader):
+    cfg.BASE_LR *= args.{size} / cfg.ORIGINAL
+    optimizer = torch.optim.SGD(model.parameters(), lr=cfg.BASE_LR, momentum=0.9)
+    batches = iter(loader)
+    for step in range(args.steps):
+        optimizer.zero_grad()
+        for inner in range(args.iter_size):
+            model(**next(batches))["total_loss"].mean().backward()
+        optimizer.step()
+"""
+
+
+def test_a_rate_that_is_scaled_with_the_micro_batch_wants_a_sum() -> None:
+    assert codes(RATE.format(size="batch_size")) == set()
+    assert codes(RATE.format(size="effective_batch_size")) == {"ACC001"}
+
+
+# okolenmi/B580-diffusion-training, core/train_step.py: whoever calls it counts the micro-steps.
+CALLED = """\
+import torch
+
+def train_step(model, optimizer, batch, config, micro_step):
+    if micro_step % config.grad_accum == 0:
+        optimizer.zero_grad()
+    (model(**batch).loss / config.grad_accum).backward()
+    if (micro_step + 1) % config.grad_accum == 0:
+        optimizer.step()
+"""
+
+
+def test_a_micro_step_is_counted_by_the_caller() -> None:
+    assert codes(CALLED) == set()

@@ -40,10 +40,12 @@ def fake_rules(monkeypatch: pytest.MonkeyPatch) -> None:
         return check
 
     def analyze(text: str, **options: Any) -> Any:
-        return types.SimpleNamespace(text=text, loops=())
+        program = types.SimpleNamespace(others={})
+        return types.SimpleNamespace(text=text, loops=(), program=program, own_place=lambda span: span)
 
     monkeypatch.setattr(acclint.judge, "analyze", analyze)
     monkeypatch.setattr(acclint.judge, "lift", lift)
+    monkeypatch.setattr(acclint.judge, "link", lambda program, path: program)
     for code, rule in list(all_rules().items()):
         monkeypatch.setitem(all_rules(), code, replace(rule, check=lambda analysis: iter(())))
     checks = {

@@ -39,7 +39,7 @@ def _proven(
     """The edits of an intent. Raises Refused if they cannot be made or proven."""
     try:
         new = rewrite(judged.text, intent.actions)
-        after = judge(new, judged.filename, judged.settings)
+        after = judge(new, judged.filename, judged.settings, judged.path)
     except LiftError as error:
         raise Refused(error.message) from error
     except RecursionError as error:

@@ -306,6 +306,21 @@ def is_optimizer_class(name: str) -> bool:
     return bool(_OPTIMIZER_CLASSES.search(name))
 
 
+def is_rate_name(name: str) -> bool:
+    """Whether a name is a learning rate."""
+    said = words(name)
+    return "lr" in said or ("rate" in said and "learning" in said)
+
+
+_ATTACKS = _set("attack perturb perturbation fgsm pgd")
+
+
+@lru_cache(maxsize=8192)
+def is_attack_name(name: str) -> bool:
+    """Whether a function of this name changes inputs or embeddings by their gradients (adversarial training)."""
+    return bool(_ATTACKS & set(words(name)))
+
+
 _GROUPS = _set("optimizers optimisers optims schedulers")
 
 

@@ -11,7 +11,8 @@ import re
 import warnings
 from typing import TYPE_CHECKING
 
-from acclint.program import Program, Stmt
+from acclint.lift.names import Lowered
+from acclint.program import Program
 
 if TYPE_CHECKING:
     import libcst
@@ -49,7 +50,8 @@ def lift(text: str, filename: str = "<string>") -> Program:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the escapes in the strings of the text
-            return Program(filename, _lower(text))
+            lowered = _lower(text)
+            return Program(filename, lowered.body, lowered.imports)
     except UnicodeEncodeError as caught:
         raise _invalid("the text holds a lone surrogate", text, caught.start) from caught
     except (RecursionError, MemoryError) as caught:
@@ -61,7 +63,7 @@ def _invalid(message: str, text: str, offset: int) -> LiftError:
     return LiftError(message, len(before), len(before[-1]) + 1, "invalid-syntax")
 
 
-def _lower(text: str) -> tuple[Stmt, ...]:
+def _lower(text: str) -> Lowered:
     from acclint.lift import from_ast
 
     if "\0" in text:
@@ -75,7 +77,7 @@ def _lower(text: str) -> tuple[Stmt, ...]:
     return from_ast.lower(text, tree)
 
 
-def _lower_newer(text: str, error: SyntaxError | ValueError) -> tuple[Stmt, ...]:
+def _lower_newer(text: str, error: SyntaxError | ValueError) -> Lowered:
     """What the running Python refuses with `error`: libcst decides whether it is only newer."""
     from acclint.lift import from_libcst
 

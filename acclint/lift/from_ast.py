@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from acclint.lift.names import TRIVIA, Names, line_starts
+from acclint.lift.names import TRIVIA, Lowered, Names, line_starts
 from acclint.program import (
     Assign,
     Attr,
@@ -100,7 +100,7 @@ _PLACES_IN_F_STRINGS = sys.version_info >= (3, 12)
 _Body = list[ast.stmt]
 
 
-def lower(text: str, tree: ast.Module) -> tuple[Stmt, ...]:
+def lower(text: str, tree: ast.Module) -> Lowered:
     """The program of a module."""
     return _Lowerer(text).lower_module(tree)
 
@@ -173,14 +173,14 @@ class _Lowerer(Names):
         if node.id in self.importable:
             path = self.resolve(node.id)
             if path is not None:
-                return Extern(self.span(node), path)
+                return self.extern(self.span(node), path)
         return Name(self.span(node), node.id)
 
     def attribute(self, node: ast.Attribute) -> Expr:
         value = self.expr(node.value)
         self.mentions.add(node.attr)
         if type(value) is Extern:
-            return Extern(self.span(node), f"{value.path}.{node.attr}")
+            return self.extern(self.span(node), f"{value.path}.{node.attr}")
         return Attr(self.span(node), value, node.attr)
 
     def call(self, node: ast.Call) -> Expr:
@@ -326,7 +326,7 @@ class _Lowerer(Names):
 
     # --- statements ----------------------------------------------------------------------------------------------
 
-    def lower_module(self, tree: ast.Module) -> tuple[Stmt, ...]:
+    def lower_module(self, tree: ast.Module) -> Lowered:
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         definitions = {number: node.name for number, node in enumerate(tree.body) if isinstance(node, kinds)}
 
@@ -418,7 +418,7 @@ class _Lowerer(Names):
         source = "." * node.level + (node.module or "")
         for alias in node.names:
             if alias.name == "*":
-                self.bind_wildcard()
+                self.bind_wildcard(source)
                 out.append(Import(span, "*", source))
                 continue
             path = source + alias.name if source.endswith(".") else f"{source}.{alias.name}"

@@ -16,7 +16,7 @@ from typing import Any
 import libcst as cst
 
 from acclint.lift.from_ast import MAX_CHAIN
-from acclint.lift.names import TRIVIA, Names, line_starts
+from acclint.lift.names import TRIVIA, Lowered, Names, line_starts
 from acclint.program import (
     Assign,
     Attr,
@@ -115,7 +115,7 @@ _CONSTANTS: dict[str, object] = {"True": True, "False": False, "None": None}
 _new = tuple.__new__
 
 
-def lower(text: str, module: cst.Module) -> tuple[Stmt, ...]:
+def lower(text: str, module: cst.Module) -> Lowered:
     """The program of a module, whose text has no byte order mark."""
     return _Lowerer(text, module).lower_module()
 
@@ -190,7 +190,7 @@ class _Lowerer(Names):
         if value in self.importable:
             path = self.resolve(value)
             if path is not None:
-                return Extern(self.span(start), path)
+                return self.extern(self.span(start), path)
         if value in _CONSTANTS:
             return Const(self.span(start), _CONSTANTS[value])
         return Name(self.span(start), value if value.isascii() else _normal(value))
@@ -201,7 +201,7 @@ class _Lowerer(Names):
         name = self.identifier(node.attr)
         self.mentions.add(name)
         if type(value) is Extern:
-            return Extern(self.span(start), f"{value.path}.{name}")
+            return self.extern(self.span(start), f"{value.path}.{name}")
         return Attr(self.span(start), value, name)
 
     def identifier(self, node: cst.Name) -> str:
@@ -607,7 +607,7 @@ class _Lowerer(Names):
 
     # --- statements ----------------------------------------------------------------------------------------------
 
-    def lower_module(self) -> tuple[Stmt, ...]:
+    def lower_module(self) -> Lowered:
         nodes = self.tree.body
         offset = sum(self.width(line) for line in self.tree.header)
         offsets: list[int] = []
@@ -785,7 +785,7 @@ class _Lowerer(Names):
         self.token(6)
         if isinstance(node.names, cst.ImportStar):
             self.token(1)
-            self.bind_wildcard()
+            self.bind_wildcard(source)
             out.append(Import(self.span(start), "*", source))
             return
         if node.lpar is not None:

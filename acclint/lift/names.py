@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from acclint.program import Stmt
+from acclint.program import Extern, Span, Stmt
 
 _Result = TypeVar("_Result")
 
@@ -23,6 +23,13 @@ _CONVENTIONAL = {
     "optim": "torch.optim",
     "DataLoader": "torch.utils.data.DataLoader",
 }
+
+
+class Lowered(NamedTuple):
+    """A module: its statements, and the dotted names of what it imports and of what it uses of that."""
+
+    body: tuple[Stmt, ...]
+    imports: frozenset[str]
 
 
 class Frame:
@@ -51,6 +58,7 @@ class Names:
     def __init__(self) -> None:
         self.top = self.scope = Frame("module", None)
         self.importable: set[str] = set()
+        self.paths: set[str] = set()  # see `Lowered.imports`
         self.wildcard = False  # whether there is a `from ... import *`
         self.mentions: set[str] = set()
         self.known: dict[object, Frame] = {}
@@ -72,10 +80,16 @@ class Names:
         scope = self.top if name in self.scope.globals else self.scope
         scope.imports.setdefault(name, path)
         self.importable.add(name)
+        self.paths.add(path)
 
-    def bind_wildcard(self) -> None:
+    def bind_wildcard(self, path: str) -> None:
         self.wildcard = True
+        self.paths.add(path)
         self.importable.update(_CONVENTIONAL)
+
+    def extern(self, span: Span, path: str) -> Extern:
+        self.paths.add(path)
+        return Extern(span, path)
 
     def resolve(self, name: str) -> str | None:
         """The dotted path, if only imports bind the name as it is seen from here."""
@@ -117,7 +131,7 @@ class Names:
                 return result, frame
             self.known[key] = frame
 
-    def module(self, definitions: dict[int, str], count: int, lower: Callable[[int], list[Stmt]]) -> tuple[Stmt, ...]:
+    def module(self, definitions: dict[int, str], count: int, lower: Callable[[int], list[Stmt]]) -> Lowered:
         """Lower the `count` statements of a module; `definitions` holds the names of its functions and classes.
 
         Those go last, since they see the imports of the whole module.
@@ -131,7 +145,8 @@ class Names:
                 if not self.top.bound & self.top.used:
                     done.update((number, lower(number)) for number in numbers)
             if not self.top.bound & self.top.used:
-                return tuple([one for number in range(count) for one in done[number]])
+                body = tuple([one for number in range(count) for one in done[number]])
+                return Lowered(body, frozenset(self.paths))
 
 
 # White space, comments and continued lines between two tokens.

@@ -158,6 +158,8 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             if loop is None or loop.kind == "call":
                 continue
             around = [one for one, _ in event.loops]
+            if any(loop is one for attack in view.run.of("attack") for one, _ in attack.loops):
+                continue  # The gradients are for the inputs or the embedding that is attacked.
             if loop in around:
                 yield event
                 break
@@ -174,6 +176,9 @@ def _at_the_end(view: View, event: Event) -> bool:
 def _whole(view: View, numbers: list[int], lost: list[int], window: Window) -> bool:
     """Whether one of several losses is lost whole, though each of its calls saw other data."""
     calls = [view.run.backwards[number] for number in numbers]
+    taken = {term for event in view.run.of("autograd.grad") for term in event.data["terms"]}
+    if any(term in taken for call in calls for term, _ in call.terms):
+        return False  # Its gradient was asked for in another way.
     data = {own_data(term) for call in calls for term, _ in call.terms}
     each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
     whole = 1 < len(numbers) == len(lost) <= len(data) and all(data)

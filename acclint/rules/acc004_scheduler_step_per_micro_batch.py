@@ -327,7 +327,7 @@ def _horizon(scheduler: Scheduler) -> Value:
     return next(known, scheduler.horizon)
 
 
-_LENGTHS = ("total_steps", "num_training_steps", "T_max", "total_iters", "max_iters")
+_LENGTHS = ("total_steps", "num_training_steps", "t_total", "T_max", "total_iters", "max_iters")
 # Parts of a schedule: their number says nothing about the whole.
 _PERIODS = ("T_0", "step_size")
 

@@ -50,6 +50,8 @@ def divided_rate(view: View) -> bool:
     optimizer = view.lane.optimizer
     if optimizer is None:
         return True
+    if not optimizer.invariant and view.texts.scaled_rate:
+        return True  # `LR *= batch_size / 16`: linear in the micro-batch, as the gradient that is summed wants it.
     if not optimizer.plain_sgd:
         return False
     if roots_of(optimizer.lr) & {"over k", *view.run.k_names}:

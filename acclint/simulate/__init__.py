@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from acclint import program as p
-from acclint.program import Span
+from acclint.program import Span, file_of
 from acclint.simulate.entries import drive
 from acclint.simulate.facts import LoopFacts, describe
 from acclint.simulate.machine import Machine
@@ -63,11 +63,22 @@ class Analysis:
     divided: dict[Span, Span] = field(default_factory=dict)  # of a division: the place of its divisor
     moving: set[str] = field(default_factory=set)  # what a loop over micro-batches computes anew by calls
     counts: dict[Span, str] = field(default_factory=dict)  # of a loop: how many turns it makes, in the text's words
+    scaled_rate: bool = False  # whether a learning rate is scaled with the size of a micro-batch
     functions: dict[str, list[p.Function]] = field(default_factory=dict)
 
     @property
     def base(self) -> Run | None:
         return self.paths[0].first if self.paths else None
+
+    def own_place(self, span: Span) -> Span | None:
+        """Where in the file itself something happens: at `span`, or at the call that leads to another file.
+
+        None for what is done in a loop of another file.
+        """
+        if not file_of(span):
+            return span
+        runs = [one for path in self.paths for one in (path.first, path.second) if one is not None]
+        return next((run.sites[span] for run in runs if span in run.sites), None)
 
     def text(self, span: Span) -> str:
         """The short rendering of the expression at `span`, "" if there is none."""
@@ -141,6 +152,7 @@ def execute(world: World, assignment: Assignment, choices: dict[str, bool]) -> R
         machine.run.stopped = "too deeply nested"
     _stretch(world, machine)
     machine.run.lanes = machine.ledger.finish()
+    machine.settle_schedules()
     machine.run.hints = world.hints
     return machine.run
 

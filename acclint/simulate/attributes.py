@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acclint.knowledge import names
-from acclint.program import Span
+from acclint.program import Span, file_of
 from acclint.simulate import values as v
 from acclint.simulate.items import Items
 from acclint.simulate.values import (
@@ -50,7 +50,7 @@ class Attributes(Items):
         if kind is Opaque:
             return self.opaque_attribute(value, name)
         if kind is Imported:
-            return Imported(f"{value.path}.{name}")
+            return self.linked(file_of(span), f"{value.path}.{name}")
         if kind is Instance:
             return self.instance_attribute(value, name)
         if kind is ClassValue:
@@ -228,6 +228,12 @@ class Attributes(Items):
             return
         if kind is Param and name != "data":
             self.attached[base.owner, name] = value
+            return
+        if kind is Imported:
+            self.store_linked(file_of(span), base.path, name, value)
+            return
+        if kind is ClassValue:
+            base.members[name] = value
             return
         holds = kind in (Module, Instance, Opaque) and base.owner is not None
         if self.frozen and holds and type(value) in (Module, Instance, Opaque, Param):

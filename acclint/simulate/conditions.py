@@ -169,6 +169,7 @@ class Conditions(Methods):
 
     def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
         known = self.run.conditions.get(key)
+        self.asked += 1
         matters = False
         if stmt is not None and isinstance(stmt, p.If):
             body, orelse = self.scanner.has_events(stmt.body), self.scanner.has_events(stmt.orelse)

@@ -1,10 +1,10 @@
 """The state of an abstract run, and what every layer of the machine needs: numbers, events, names, learnt roles.
 
 The machine that runs the small program with abstract values is a stack of layers, one class and one file each. A layer
-is a subclass of the one below and calls only itself and what is below; the four methods that everything below also
-needs (`eval`, `call`, `call_value`, `invoke`) are declared here and defined further up. From the bottom: core,
+is a subclass of the one below and calls only itself and what is below; the methods that everything below also needs
+(`eval`, `linked`, `call`, `call_value`, `invoke`) are declared here and defined further up. From the bottom: core,
 ownership, losses, updates, gradients, iteration, items, attributes, tensors, operators, frameworks, modules, unknown,
-methods, conditions, expressions, statements, machine.
+methods, conditions, expressions, statements, linking, machine.
 """
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ class Frame:
         self.cls: ClassValue | None = None
 
 
+def top_of(frame: Frame) -> Frame:
+    """The globals that a frame sees."""
+    while frame.parent is not None:
+        frame = frame.parent
+    return frame
+
+
 _BUILTINS = word_set(
     "range len enumerate zip min max sum abs int float bool str list tuple dict set print isinstance hasattr getattr "
     "setattr iter next round map filter sorted reversed any all super type open input id repr object callable vars "
@@ -92,12 +99,16 @@ class Core:
         self.entries = 0
         self.batches = 0
         self.inventions = 0
+        self.asked = 0  # how often an unknown condition was
         self.deciding = True
         self.buffers: dict[int, tuple[Tensor, set[v.Owner]]] = {}  # tensors that gradients are views of
         self.compared: dict[Span, tuple[Value, Value]] = {}
         self.globals = Frame(None)
+        self.defining = 0  # files whose globals are being made
+        self.links: dict[tuple[int, str], tuple[Frame, str, tuple[str, ...]]] = {}
+        self.modules: dict[int, Frame] = {}  # the globals of other files, by their numbers
         self.owners: dict[str, Owner] = {}
-        self.templates: dict[Any, Value] = {}
+        self.templates: dict[Any, tuple[Value, list[Event]]] = {}
         self.last_batch = False
         self.evaluations: dict[Span, int] = {}
         self.wild: dict[Owner, v.Optimizer] = {}
@@ -165,7 +176,17 @@ class Core:
     def event(self, kind: str, span: Span, **data: Any) -> Event:
         event = Event(kind, len(self.run.events), span, tuple(self.path), self.turns_now(), tuple(self.guards), data)
         self.run.events.append(event)
+        self.note_site(span)
         return event
+
+    def note_site(self, span: Span) -> None:
+        """Remember which call of the file itself led to a place in another file, outside the training loops of that."""
+        if not p.file_of(span) or span in self.run.sites:
+            return
+        around = next((loop.span for loop in reversed(self.loops) if loop.level != "quiet"), None)
+        own = next((one for one in reversed(self.path) if not p.file_of(one)), None)
+        if own is not None and not (around is not None and p.file_of(around)):
+            self.run.sites[span] = own
 
     def opaque(self, key: str, name: str, **options: Any) -> Opaque:
         if len(key) > KEY_LENGTH:
@@ -235,11 +256,12 @@ class Core:
             if name in scope.vars:
                 return scope.vars[name]
             scope = scope.parent
+        top = top_of(frame)
         if name == "__name__":
-            return "__main__"
+            return "__main__" if top is self.globals else "<imported>"
         if name in _BUILTINS:
             return Imported("builtins." + name)
-        kept = self.globals.vars[name] = self.opaque(f"{name}", name)
+        kept = top.vars[name] = self.opaque(f"{name}", name)
         return kept
 
     def drain(self, stream: Stream, limit: int) -> list[Value]:
@@ -308,6 +330,15 @@ class Core:
     # Defined by the layers above.
 
     def eval(self, expr: p.Expr, frame: Frame) -> Value:
+        raise NotImplementedError
+
+    def linked(self, number: int, path: str) -> Value:
+        raise NotImplementedError
+
+    def store_linked(self, number: int, path: str, name: str, value: Value) -> None:
+        raise NotImplementedError
+
+    def everything(self, number: int, path: str) -> dict[str, Value]:
         raise NotImplementedError
 
     def call(self, callee: Value, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame) -> Value:

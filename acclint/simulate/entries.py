@@ -6,11 +6,16 @@ again and again with unknown arguments that stay the same from call to call, so 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.knowledge.frameworks import ENGINES, is_trainer_package
+from acclint.program import file_of
 from acclint.simulate.callers import Callers
+from acclint.simulate.modules import resolution_order
+from acclint.simulate.scan import bodies, text
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
 from acclint.simulate.vocabulary import word_set
@@ -18,8 +23,10 @@ from acclint.simulate.vocabulary import word_set
 if TYPE_CHECKING:
     from acclint.simulate.machine import Machine
 
+_SETTERS = tuple((word,) for word in ("set", "setup", "build", "init", "create", "prepare", "configure", "make"))
 _COUNTERS = word_set(
-    "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id"
+    "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id "
+    "micro_step micro_idx micro_batch_idx accum_step"
 )
 # Lightning calls these without gradients.
 _NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
@@ -76,8 +83,8 @@ def _entries(machine: Machine) -> list[tuple[Closure, ClassValue | None]]:
         if type(value) is Closure and scanner.has_backward(value.function.body):
             found.append((value, None))
         elif type(value) is ClassValue and not _belongs_to_framework(value):
-            for member in value.members.values():
-                if type(member) is Closure and scanner.has_backward(member.function.body):
+            for member in _methods(value):
+                if scanner.has_backward(member.function.body):
                     found.append((member, value))
     mentioned: dict[str, set[int]] = {}
     for closure, _ in found:
@@ -87,6 +94,17 @@ def _entries(machine: Machine) -> list[tuple[Closure, ClassValue | None]]:
     roots = [one for one in found if not (mentioned.get(one[0].function.name, set()) - {id(one[0].function)})]
     rest = [one for one in found if one not in roots]
     return roots + rest
+
+
+def _methods(cls: ClassValue) -> list[Closure]:
+    """The methods of a class of the file, and those that it inherits from classes of other files."""
+    found = {name: one for name, one in cls.members.items() if type(one) is Closure}
+    for base in resolution_order(cls):
+        if file_of(base.node.span):
+            for name, one in base.members.items():
+                if type(one) is Closure:
+                    found.setdefault(name, one)
+    return list(found.values())
 
 
 def _belongs_to_framework(cls: ClassValue) -> bool:
@@ -175,7 +193,47 @@ def _instance(machine: Machine, cls: ClassValue) -> Instance:
         # The file's own optimizer class makes an optimizer; its methods still need a `self`.
         kept = made if isinstance(made, Instance) else Instance(cls, None, f"{cls.name}@{cls.node.span.row}")
         machine.instances[cls.name] = kept
+        _set_up(machine, cls, kept)
     return kept
+
+
+def _set_up(machine: Machine, cls: ClassValue, instance: Instance) -> None:
+    """Call the methods that are to be called before it trains: those that set what is not set yet, by their names.
+
+    Where two of them set the same, it is not known which is called.
+    """
+    known = set(instance.attrs)
+    setters = [
+        (method, _sets(method.function.body) - known)
+        for method in _methods(cls)
+        if names.words(method.function.name)[:1] in _SETTERS
+        and id(method.function) not in machine.called
+        and not machine.scanner.has_events(method.function.body)
+    ]
+    for method, own in setters:
+        if own and all(other is method or own.isdisjoint(sets) for other, sets in setters):
+            bound = Closure(
+                method.function,
+                method.scope,
+                instance,
+                method.no_grad,
+                method.owner_class,
+                method.defaults,
+                method.kind,
+            )
+            with suppress(PyRaise):
+                machine.invoke(bound, [], {}, method.function.span)
+
+
+def _sets(body: tuple[p.Stmt, ...]) -> set[str]:
+    """The attributes of `self` that statements assign."""
+    found = set()
+    for stmt in body:
+        if isinstance(stmt, p.Assign):
+            targets = [one for target in stmt.targets for one in getattr(target, "items", (target,))]
+            found |= {one.name for one in targets if isinstance(one, p.Attr) and text(one.value) == "self"}
+        found |= {name for part in bodies(stmt) for name in _sets(part)}
+    return found
 
 
 def _argument(machine: Machine, function: p.Function, parameter: p.Parameter, engine: bool) -> Value:

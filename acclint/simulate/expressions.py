@@ -83,7 +83,7 @@ class Expressions(Conditions):
         return self.lookup(expr.id, frame)
 
     def eval_extern(self, expr: p.Extern, frame: Frame) -> Value:
-        return Imported(expr.path)
+        return self.linked(p.file_of(expr.span), expr.path)
 
     def eval_attr(self, expr: p.Attr, frame: Frame) -> Value:
         return self.attribute(self.eval(expr.value, frame), expr.name, expr.span)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from acclint.program import Span
+from acclint.program import Span, file_of
 from acclint.simulate.scan import Scanner
 from acclint.simulate.trace import Backward, Lane, Loop, Run, Window
 
@@ -93,6 +93,8 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
     for lane in run.lanes:
         size = common_size(run, lane)
         for span in micro_loops(run, lane):
+            if file_of(span):
+                continue
             state = "accumulates" if size > 1 else "plain"
             if span in found and found[span].state == "accumulates":
                 state = "accumulates"

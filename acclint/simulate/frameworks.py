@@ -129,12 +129,13 @@ class Frameworks(Operators):
         self.backward(args[0], span, via="scaler")
         optimizer = args[1] if len(args) > 1 else keywords.get("optimizer")
         wanted = True
-        for name in ("need_update", "update_grad", "update", "step"):
-            if name in keywords:
-                value = keywords[name]
-                wanted = bool(numeric(value)) if numeric(value) is not None else True
-                if type(value) is Num and value.modulus is not None:
-                    self.learn_k(value.modulus[0], value.modulus[1])
+        given = [keywords[name] for name in ("need_update", "update_grad", "update", "step") if name in keywords]
+        given += [one for one in args[2:] if type(one) is Num and one.modulus is not None]
+        if given:
+            value = given[0]
+            wanted = bool(numeric(value)) if numeric(value) is not None else True
+            if type(value) is Num and value.modulus is not None:
+                self.learn_k(value.modulus[0], value.modulus[1])
         if type(optimizer) is Opaque:
             optimizer = self.as_optimizer(optimizer)
         if wanted and type(optimizer) is v.Optimizer:

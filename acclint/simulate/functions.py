@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from acclint.knowledge import names
-from acclint.program import NOWHERE, Span
+from acclint.program import NOWHERE, Span, file_of
 from acclint.simulate import values as v
 from acclint.simulate.values import (
     NO_ROOTS,
@@ -252,7 +252,7 @@ def _hasattr(m: Machine, args: list[Value], keywords: dict[str, Value], span: Sp
 def _getattr(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     if len(args) >= 2 and isinstance(args[1], str) and args[1] != "<text>":
         if type(args[0]) is Imported:
-            return Imported(f"{args[0].path}.{args[1]}")
+            return m.linked(file_of(span), f"{args[0].path}.{args[1]}")
         defaulted = len(args) > 2 and type(args[0]) is Instance
         if defaulted and args[1] not in args[0].attrs and m.member(args[0].cls, args[1]) is None:
             return args[2]

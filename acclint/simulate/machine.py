@@ -9,15 +9,15 @@ from __future__ import annotations
 from contextlib import suppress
 
 from acclint import program as p
-from acclint.knowledge import losses, norms, optimizers, schedulers
+from acclint.knowledge import losses, names, norms, optimizers, schedulers
 from acclint.knowledge.norms import is_batchnorm_layer
-from acclint.program import Span
+from acclint.program import Span, file_of
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
 from acclint.simulate.expressions import Enough
 from acclint.simulate.functions import BUILTINS, FUNCTIONS, TORCHLIKE
-from acclint.simulate.modules import modules_in
-from acclint.simulate.statements import Statements
+from acclint.simulate.linking import Linking
+from acclint.simulate.modules import modules_in, resolution_order
 from acclint.simulate.values import (
     ClassValue,
     Closure,
@@ -39,6 +39,7 @@ _PASS_THROUGH = word_set(
     "DistributedDataParallel DataParallel FullyShardedDataParallel FSDP compile convert_sync_batchnorm "
     "convert_syncbn_model DDP prepare_model ScaleModel fully_shard"
 )
+_DRIVERS = ("Accelerator", "Fabric", "GradScaler")
 _TORCH_TOPS = word_set(
     "torch torchvision accelerate lightning pytorch_lightning lightning_fabric deepspeed apex itertools math "
     "contextlib copy functools collections transformers"
@@ -46,7 +47,7 @@ _TORCH_TOPS = word_set(
 DEPTH = 14
 
 
-class Machine(Statements):
+class Machine(Linking):
     """Runs one program under one assignment and one set of choices."""
 
     def call(self, callee: Value, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame) -> Value:
@@ -68,8 +69,7 @@ class Machine(Statements):
 
     def call_value(self, callee: Value, args: list[Value], span: Span) -> Value:
         """Call a value that is at hand (a callback, a closure)."""
-        expr = p.Call(span, p.Unknown(span), (), ())
-        return self.call(callee, args, {}, expr, self.globals)
+        return self.call(callee, args, {}, _call_at(span), self.globals)
 
     def library_call(
         self, callee: Value, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
@@ -192,13 +192,17 @@ class Machine(Statements):
             if getattr(item, "owner", None) is not None:
                 item.owner.parents.append(owner)
         if norm:
-            self.layers.setdefault(span, []).append(owner)
+            self.note_layer(span, owner)
             if literal.get("track_running_stats") is False:
                 self.always.add(span)
         made = Module(path, owner, where, tuple(items))
         if args and isinstance(args[0], dict):
             made.attrs.update({name: one for name, one in args[0].items() if isinstance(name, str)})
         return made
+
+    def note_layer(self, span: Span, owner: Owner) -> None:
+        self.layers.setdefault(span, []).append(owner)
+        self.note_site(span)
 
     def invoke(self, closure: Closure, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         function = closure.function
@@ -210,7 +214,11 @@ class Machine(Statements):
         if is_abstract(function):
             # Other classes say what it does.
             callee = self.opaque(f"{function.name}@{function.span.row}", function.name)
-            return self.unknown_call(callee, args, keywords, p.Call(span, p.Unknown(span), (), ()), self.globals)
+            return self.unknown_call(callee, args, keywords, _call_at(span), self.globals)
+        if names.is_attack_name(function.name):
+            self.event("attack", span)
+        if function.name == "load_state_dict" and type(closure.bound) is Instance:
+            return None  # A run that is resumed goes on as one that was not interrupted.
         frame = Frame(closure.scope, function)
         frame.cls = closure.owner_class
         if closure.bound is not None and closure.kind != "static":
@@ -222,7 +230,34 @@ class Machine(Statements):
         self.bind(function, closure, args, keywords, frame)
         if function.generator:
             return self.generate(closure, frame)
+        if file_of(function.span) and not file_of(span):
+            return self.visit(closure, args, keywords, frame, span)
         return self.run_body(closure, frame, span)
+
+    def visit(self, closure: Closure, args: list[Value], keywords: dict[str, Value], frame: Frame, span: Span) -> Value:
+        """Run a function of another file, which may do more than is understood of it."""
+        name, before, asked = closure.function.name, len(self.run.events), self.asked
+        try:
+            result = self.run_body(closure, frame, span)
+        except PyRaise:  # what abstract values led to
+            result = self.foreign_call(name, name, args, keywords, _call_at(span), frame)
+        if not any(event.kind in ("edit", "zero") for event in self.run.events[before:]):
+            values = [*args, *keywords.values()]
+            if names.is_zeroing_name(name):
+                if not self.scanner.zeroes(closure.function):
+                    self.zeroed_by_name(name, values, span)
+            else:
+                self.note_edit(name, values, span)
+        return self._undecided(result, name, span, self.asked > asked)
+
+    def _undecided(self, result: Value, name: str, span: Span, guessed: bool) -> Value:
+        """A flag that comes out of unknown conditions (`guessed`) or sizes: that it is up says nothing."""
+        if isinstance(result, tuple) and not (result and isinstance(result[0], str)):
+            return tuple(self._undecided(one, f"{name}[{at}]", span, guessed) for at, one in enumerate(result))
+        sized = type(result) is Num and isinstance(result.v, bool) and result.modulus is None and not self.is_k(result)
+        if sized or (guessed and isinstance(result, bool)):
+            return self.opaque(f"{name}()@{span.row}", "<flag>")
+        return result
 
     def run_body(self, closure: Closure, frame: Frame, span: Span) -> Value:
         function = closure.function
@@ -287,12 +322,18 @@ class Machine(Statements):
                 made = self.make_optimizer(base.path, kind, args, keywords, span)
                 made.replays = made.replays or "step" in cls.members or "zero_grad" in cls.members
                 return made
+        for one in resolution_order(cls):
+            for base in one.bases:
+                if isinstance(base, Imported) and base.path.startswith(("accelerate.", "lightning.fabric", "torch.")):
+                    handler = FUNCTIONS.get(base.path) if base.path.endswith(_DRIVERS) else None
+                    if handler is not None:
+                        return handler(self, args, keywords, span)  # What the project adds to it is not looked at.
         key = f"{cls.name}@{span.row}"
         owner = Owner(cls.name) if self.is_module_class(cls) else None
         made = Instance(cls, owner, key)
         if owner is not None and any(is_batchnorm_layer(base.path) for base in cls.bases if isinstance(base, Imported)):
             made.batchnorm = span
-            self.layers.setdefault(span, []).append(owner)
+            self.note_layer(span, owner)
         init = self.member(cls, "__init__")
         if type(init) is Closure:
             bound = Closure(init.function, init.scope, made, owner_class=init.owner_class, defaults=init.defaults)
@@ -304,6 +345,10 @@ class Machine(Statements):
                 made.attrs[name] = value
             made.attrs.update(keywords)
         return made
+
+
+def _call_at(span: Span) -> p.Call:
+    return p.Call(span, p.Unknown(span), (), ())
 
 
 def is_abstract(function: p.Function) -> bool:

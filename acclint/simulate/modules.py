@@ -13,6 +13,9 @@ from acclint.simulate.frameworks import Frameworks
 from acclint.simulate.values import ClassValue, Closure, Instance, Module, ParamSet, PyRaise, Tensor, Value, numeric
 from acclint.simulate.vocabulary import SAME
 
+# Events that each call of a module repeats, and that nothing outside of it asks for but those about its layers.
+_OF_A_FORWARD_PASS = frozenset({"norm", "loop", "loop end"})
+
 
 class Modules(Frameworks):
     """Calls of modules and of instances of the file's own classes."""
@@ -43,12 +46,15 @@ class Modules(Frameworks):
         owners = self.live(frozenset((value.owner,))) | self.graph_owners(values)
         batch = self.batch_of(values)
         result: Value = None
-        if type(method) is not Closure:
+        if type(method) is not Closure or not self.worth_running(value, method):
             self.note_batchnorm(self.norm_inside(value), value.training, value.owner, values, expr.span)
         else:
-            key = (id(value.cls), value.training, self.grad_enabled, len(args), tuple(keywords), expr.span)
-            if key in self.templates:
-                result = self.templates[key]
+            key = (id(value), value.training, self.grad_enabled, len(args), tuple(keywords), expr.span)
+            kept = self.templates.get(key)
+            if kept is not None:
+                result, layers = kept
+                for layer in layers:
+                    self.event("norm", layer.span, **layer.data)
             else:
                 bound = Closure(
                     method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
@@ -58,9 +64,19 @@ class Modules(Frameworks):
                     result = self.invoke(bound, args, keywords, expr.span)
                 except PyRaise:
                     result = None
-                if len(self.run.events) == events:
-                    self.templates[key] = result
+                made = self.run.events[events:]
+                if all(event.kind in _OF_A_FORWARD_PASS for event in made):
+                    self.templates[key] = result, [event for event in made if event.kind == "norm"]
         return self.fresh(result, owners, batch, expr.span, self.size_of(args))
+
+    def worth_running(self, module: Instance, forward: Closure) -> bool:
+        """Whether the forward pass tells more than that it is one: a model of another file mostly does not."""
+        if not p.file_of(forward.function.span):
+            return True
+        init = self.member(module.cls, "__init__")
+        methods = [one.function for one in (init, forward) if type(one) is Closure]
+        scores = names.is_loss_name(module.cls.name) or "criterion" in names.words(module.cls.name)
+        return any(map(self.scanner.matters, methods)) or (scores and any(map(self.scanner.reduces, methods)))
 
     def module_method(
         self, owner: Any, name: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame

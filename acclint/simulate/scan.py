@@ -1,17 +1,20 @@
 """What a piece of the program mentions, found once and kept: which calls, jumps and loops are inside.
 
 A loop's level (how many iterations are worth running) and the default branch of an unknown condition depend on whether
-events can happen inside, through the functions and methods of the file that are called. Receivers count:
-`model.train()` is no call of the file's own `train()`.
+events can happen inside, through the functions and methods that are called: those of the file, and those that it
+imports from other files of the project. Receivers count: `model.train()` is no call of the file's own `train()`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from acclint import program as p
-from acclint.knowledge import names
+from acclint.knowledge import losses, names, optimizers, schedulers
+from acclint.knowledge.norms import is_batchnorm_layer
 from acclint.program import Span
+from acclint.simulate.imports import Imports
 from acclint.simulate.vocabulary import ZEROING, word_set
 
 BACKWARD = frozenset({"backward", "manual_backward", "scale_loss", "accumulate_gradients"})
@@ -23,6 +26,9 @@ _COMMON = word_set(
     "load save log run fit evaluate test validate compute close write format join split copy pop extend main"
 )
 
+_MODES = frozenset({"eval", "requires_grad", "requires_grad_"})
+_SHORT = 6  # statements of a function that is run whatever it does
+_REDUCES = frozenset({"mean", "sum"})
 _JUMPS = (p.Continue, p.Return)
 
 
@@ -50,13 +56,15 @@ class Scan:
     """Names in a piece of code: plain calls, calls on self, other attributes; and its jumps and loops."""
 
     __slots__ = (
-        "attrs", "calls", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "returns", "torch", "writes",
+        "attrs", "calls", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "returns", "sums",
+        "torch",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.calls: set[str] = set()
         self.own: set[str] = set()
         self.attrs: set[str] = set()
+        self.externs: set[str] = set()
         self.loops: list[p.For | p.While] = []
         self.jumps = False
         self.returns = False
@@ -64,6 +72,7 @@ class Scan:
         self.gates: list[p.If] = []
         self.grad = False
         self.grows = False
+        self.sums = False
         self.torch = False
 
 
@@ -76,9 +85,11 @@ class Scanner:
         self.methods: dict[str, list[p.Function]] = {}
         self._scans: dict[int, tuple[object, Scan]] = {}
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
+        self._matters: dict[int, tuple[object, bool]] = {}
         self._named: list[tuple[str, str]] = []
         self._behind: dict[Span, tuple[p.Stmt, ...]] = {}
         self._waiting: dict[Span, Waiting] = {}
+        self.imports = Imports(program)
         self._collect(program.body, None)
         for name, other in self._named:
             # `backward_pass = amp_backward_pass`
@@ -135,6 +146,7 @@ class Scanner:
         elif kind is p.Augment:
             assert isinstance(stmt, p.Augment)
             found.grows |= stmt.op == "+" and not isinstance(stmt.value, p.Const)
+            found.sums |= found.grows and isinstance(stmt.target, p.Attr)
         elif kind is p.Assign:
             assert isinstance(stmt, p.Assign)
             if isinstance(stmt.value, p.Binary):
@@ -158,9 +170,11 @@ class Scanner:
         found.calls |= inside.calls
         found.own |= inside.own
         found.attrs |= inside.attrs
+        found.externs |= inside.externs
         found.gates += inside.gates
         found.grad |= inside.grad
         found.grows |= inside.grows
+        found.sums |= inside.sums
         found.torch |= inside.torch
         if jumps:
             found.loops += inside.loops
@@ -195,6 +209,7 @@ class Scanner:
             elif kind is p.Extern:
                 assert isinstance(one, p.Extern)
                 found.attrs.add(one.path.rpartition(".")[2])
+                found.externs.add(one.path)
                 found.torch |= one.path.startswith("torch")
             elif kind is p.Lambda:
                 assert isinstance(one, p.Lambda)
@@ -202,39 +217,79 @@ class Scanner:
             todo += children(one)
 
     def reach(self, body: tuple[p.Stmt, ...]) -> frozenset[str]:
-        """Attribute names and scaler-like calls in `body` and in the functions of the file that it calls."""
+        """Attribute names, dotted imports and scaler-like calls in `body` and in the functions that it calls."""
         kept = self._reach.get(id(body))
         if kept is not None:
             return kept[1]
         words: set[str] = set()
-        todo, seen = [body], set()
-        while todo:
-            part = todo.pop()
-            if id(part) in seen:
-                continue
-            seen.add(id(part))
+        for part in self._called(body):
             found = self.scan(part)
             words |= found.attrs
-            for name in found.calls:
-                if names.is_scaler_name(name):
-                    words.add("backward")
-                    words.add("step")
-                for function in self.functions.get(name, ()):
-                    todo.append(function.body)
-                for function in self.methods.get("__init__", ()) if name in self.methods else ():
-                    todo.append(function.body)
-            for name in found.own:
-                if names.is_scaler_name(name) and name not in self.methods:
-                    words.add("backward")
-                    words.add("step")
-                for function in self.methods.get(name, ()):
-                    todo.append(function.body)
-            for name in found.attrs - found.own - _COMMON:
-                for function in self.methods.get(name, ()):
-                    todo.append(function.body)
+            words |= found.externs
+            scalers = [name for name in found.calls if names.is_scaler_name(name)]
+            scalers += [name for name in found.own if names.is_scaler_name(name) and name not in self.methods]
+            if scalers:
+                words |= {"backward", "step"}
         result = frozenset(words)
         self._reach[id(body)] = (body, result)
         return result
+
+    def _called(self, body: tuple[p.Stmt, ...]) -> Iterator[tuple[p.Stmt, ...]]:
+        """A body and those of the functions and methods that it calls, and so on."""
+        todo, seen = [body], set[int]()
+        while todo:
+            part = todo.pop()
+            if id(part) not in seen:
+                seen.add(id(part))
+                yield part
+                todo += [function.body for function in self._callees(part)]
+
+    def _callees(self, part: tuple[p.Stmt, ...]) -> Iterator[p.Function]:
+        found = self.scan(part)
+        number = p.file_of(part[0].span) if part else 0
+        for name in found.calls:
+            if number == 0:
+                yield from self.functions.get(name, ())
+                yield from self.methods.get("__init__", ()) if name in self.methods else ()
+            yield from self.imports.called(number, name)
+        for name in found.own:
+            yield from self.methods.get(name, ())
+            yield from self.imports.inherited.get(name, ())
+            yield from self.imports.table(number).methods.get(name, ()) if number else ()
+        for name in found.attrs - found.own - _COMMON:
+            yield from self.methods.get(name, ())
+            yield from self.imports.methods.get(name, ())
+        for path in found.externs:
+            function = self.imports.function(number, path)
+            if function is not None:
+                yield function
+
+    def matters(self, function: p.Function) -> bool:
+        """Whether what a function of another file does can matter to a training loop: events, or what they are of."""
+        kept = self._matters.get(id(function))
+        if kept is None:
+            words = self.reach(function.body)
+            matters = function.generator or self.scan(function.body).sums or not (EVENTS | _MODES).isdisjoint(words)
+            matters = matters or any(self.scan(part).grad for part in self._called(function.body))
+            matters = matters or any("." in word and _is_known(word) for word in words)
+            matters = matters or (len(function.body) <= _SHORT and not self.scan(function.body).loops)
+            matters = matters or (self.reduces(function) and not names.is_metric_name(function.name))
+            kept = self._matters[id(function)] = (function, matters)
+        return kept[1]
+
+    def reduces(self, function: p.Function) -> bool:
+        """Whether a mean or a sum is taken in a function."""
+        return not _REDUCES.isdisjoint(self.reach(function.body))
+
+    def zeroes(self, function: p.Function) -> bool:
+        """Whether a function has a way to zero gradients in it, perhaps under a condition."""
+        zeroing = not ZEROING.isdisjoint(self.reach(function.body))
+        return zeroing or any(self.scan(part).grad for part in self._called(function.body))
+
+    def class_matters(self, cls: p.Class) -> bool:
+        """The same for a class: for one of its methods, or since it holds nothing but settings."""
+        methods = [one.function for one in cls.body if isinstance(one, p.Define)]
+        return any(map(self.matters, methods)) or (not methods and any(isinstance(one, p.Assign) for one in cls.body))
 
     def has_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         return not BACKWARD.isdisjoint(self.reach(body))
@@ -292,31 +347,26 @@ class Scanner:
             if id(part) in seen:
                 continue
             seen.add(id(part))
-            called = self.scan(part)
             for stmt in part:
                 found.append(stmt)
                 todo += bodies(stmt)
-            todo += [function.body for name in called.calls for function in self.functions.get(name, ())]
-            own = called.own | (called.attrs - _COMMON)
-            todo += [function.body for name in own for function in self.methods.get(name, ())]
+            todo += [function.body for function in self._callees(part)]
         return found
 
     def has_nested_backward(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a loop inside, here or in a function called from here, reaches a backward call."""
-        todo, seen = [body], set()
-        while todo:
-            part = todo.pop()
-            if id(part) in seen:
-                continue
-            seen.add(id(part))
-            found = self.scan(part)
-            if any(self.has_backward(loop.body) for loop in found.loops):
-                return True
-            for name in found.calls:
-                todo += [function.body for function in self.functions.get(name, ())]
-            for name in found.own | (found.attrs - _COMMON):
-                todo += [function.body for function in self.methods.get(name, ())]
-        return False
+        return any(self.has_backward(loop.body) for part in self._called(body) for loop in self.scan(part).loops)
+
+
+def _is_known(path: str) -> bool:
+    """Whether a dotted name is an optimizer, a scheduler, a loss, a BatchNorm layer or a loader of torch."""
+    return (
+        is_batchnorm_layer(path)
+        or path.endswith(("DataLoader", "GradScaler", "Accelerator"))
+        or optimizers.optimizer_kind(path) is not None
+        or schedulers.scheduler_kind(path) is not None
+        or losses.reduction_of(path) is not None
+    )
 
 
 def _assigned(stmt: p.Stmt) -> list[p.Expr]:

@@ -10,7 +10,7 @@ from acclint import program as p
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.conditions import ends_in_jump
-from acclint.simulate.core import Frame
+from acclint.simulate.core import Frame, top_of
 from acclint.simulate.expressions import Expressions
 from acclint.simulate.iteration import LIST_TURNS, QUIET_TURNS
 from acclint.simulate.scan import text
@@ -59,6 +59,10 @@ class Statements(Expressions):
 
     def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
         value = self.eval(stmt.value, frame)
+        target = stmt.targets[0]
+        if p.file_of(stmt.span) and isinstance(target, p.Attr) and text(target.value) != "self":
+            # `_C.TRAIN.ACCUMULATION_STEPS = 1` in a file of defaults: what the settings of a run change.
+            value = self.tunable(value, text(target), target.name)
         if type(value) is Tensor and self.gradient_view(stmt, frame):
             return
         if type(value) is Tensor or type(value) is Opaque:
@@ -159,14 +163,17 @@ class Statements(Expressions):
         return signal
 
     def note_frozen(self, stmt: p.For, parameters: ParamSet, frame: Frame) -> None:
-        """`for p in net.parameters(): p.requires_grad = flag`, without a test: where False, no part has a gradient."""
+        """`for p in net.parameters(): p.requires_grad = flag`, without a test: where False, no part has a gradient.
+
+        The flag is the same for all: `"head" in name` is none.
+        """
         target = stmt.target.items[-1] if isinstance(stmt.target, p.Sequence) and stmt.target.items else stmt.target
         if self.scanner.scan(stmt.body).jumps:
             return
         for inner in stmt.body:
             value: Value = None
             if isinstance(inner, p.Assign) and text(inner.targets[0]) == f"{text(target)}.requires_grad":
-                value = self.eval(inner.value, frame)
+                value = None if isinstance(inner.value, (p.Compare, p.Bool)) else self.eval(inner.value, frame)
             elif isinstance(inner, p.Do) and isinstance(inner.value, p.Call):
                 call = inner.value
                 given = [*call.args, *(value for name, value in call.keywords if name == "requires_grad")]
@@ -469,6 +476,8 @@ class Statements(Expressions):
         if not self.run.backwards and not self.choices and len(self.world.avoiding) < MAX_AVOIDED:
             # Answers that were right one by one do not go together: give the last one up.
             for guard in reversed(self.guards):
+                if p.file_of(guard.span) != p.file_of(stmt.span):
+                    break  # Another file's errors say nothing about the answers of this one.
                 known = self.run.conditions.get(guard.key) if guard.unknown else None
                 if known is not None and guard.key not in self.world.avoiding:
                     self.world.avoiding[guard.key] = not known.value
@@ -488,11 +497,13 @@ class Statements(Expressions):
     def do_import(self, stmt: p.Import, frame: Frame) -> None:
         if stmt.name != "*":
             frame.vars[stmt.name] = Imported(stmt.path)
+        else:
+            frame.vars.update(self.everything(p.file_of(stmt.span), stmt.path))
 
     def do_scope(self, stmt: p.Scope, frame: Frame) -> None:
         for name in stmt.names:
             if stmt.kind == "global":
-                frame.outer[name] = self.globals
+                frame.outer[name] = top_of(frame)
             else:
                 scope = frame.parent
                 while scope is not None and name not in scope.vars:

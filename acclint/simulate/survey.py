@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from acclint import program as p
@@ -19,9 +20,19 @@ _CUTS = frozenset({"chunk", "tensor_split"})
 
 
 def survey(world: World, analysis: Analysis) -> None:
-    """Notes texts in the analysis; in the world what is zeroed, raised or filled, and which divisions are by k."""
+    """Notes texts in the analysis; in the world what is zeroed, raised or filled, and which divisions are by k.
+
+    Of the other files only what is known by its place: their names are not the program's.
+    """
+    _walk(world.program.body, world, analysis)
+    for module in world.program.others.values():
+        apart = replace(world, raised=set(), counters=set(), filled=set(), zeroed_names=set(), updating={})
+        _walk(module.body, apart, replace(analysis, moving=set()))
+
+
+def _walk(body: tuple[p.Stmt, ...], world: World, analysis: Analysis) -> None:
     walk = _Survey(world, analysis)
-    todo: list[tuple[p.Stmt, ...]] = [world.program.body]
+    todo: list[tuple[p.Stmt, ...]] = [body]
     while todo:
         for stmt in todo.pop():
             todo += bodies(stmt)
@@ -90,6 +101,9 @@ class _Survey:
         self.analysis.divisors[stmt.span] = text(stmt.value)
         if stmt.op == "/":
             self.quotients.append((stmt.span, text(stmt.value)))
+        if stmt.op == "*" and isinstance(stmt.value, p.Binary) and stmt.value.op == "/" and names.is_rate_name(target):
+            size = text(stmt.value.left).rpartition(".")[2]
+            self.analysis.scaled_rate |= names.is_loader_batch_size_name(size)
         if stmt.op in ("+", "-"):
             self.world.counters.add(target)
         if stmt.op == "+" and isinstance(stmt.value, p.Const):

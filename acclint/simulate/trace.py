@@ -186,6 +186,7 @@ class Run:
     popped: set[int] = field(default_factory=set)  # the ids of lists that items were taken from in a loop
     notes: list[tuple[str, Span]] = field(default_factory=list)
     hints: dict[str, Number] = field(default_factory=dict)
+    sites: dict[Span, Span] = field(default_factory=dict)  # of what happens in other files: the calls that lead there
     stopped: str = ""
     flipped: str = ""
 

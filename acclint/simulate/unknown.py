@@ -40,6 +40,10 @@ def _gives_parameters(name: str) -> bool:
     return said[-1:] in (("parameters",), ("params",)) and not _NO_PARAMETERS & set(said)
 
 
+# In the name of a method of a project's own optimizer that goes before or behind each step: `pre_step`, `next_batch`.
+_AROUND_STEPS = word_set("pre before begin start prepare next post after finish end")
+
+
 _NOT_HANDLED = object()  # what a method returns if its name says nothing
 
 
@@ -50,6 +54,8 @@ class Unknown(Modules):
         self, callee: Opaque, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame
     ) -> Value:
         """A call of something unknown, or a method of something unknown: what it is said to be by name and use."""
+        if "<wraps>" in callee.attrs:
+            return self.call(callee.attrs["<wraps>"], args, keywords, expr, frame)
         parent = callee.attrs.get("<parent>")
         if type(parent) is Opaque and isinstance(expr.func, p.Attr):
             result = self.opaque_method(parent, callee.name, args, keywords, expr, frame)
@@ -58,7 +64,9 @@ class Unknown(Modules):
         values = [*args, *keywords.values()]
         span = expr.span
         if names.is_scaler_name(callee.name) and len(args) >= 2 and self.could_be_optimizer(args[1]):
-            return self.combined_scaler(args, keywords, span)
+            made = self.combined_scaler(args, keywords, span)
+            self.may_zero(callee.name, span)
+            return made
         if args and (callee.name in PROGRESS or callee.name == "log_every"):
             return args[0]
         batch = self.batch_of(values)
@@ -158,6 +166,10 @@ class Unknown(Modules):
             if type(one) is v.Optimizer or (type(one) is Opaque and "<optimizer>" in one.attrs):
                 self.event("opaque", span, what=what, value=one)
                 return
+        self.note_edit(what, values, span)
+
+    def note_edit(self, what: str, values: list[Value], span: Span) -> None:
+        """A call of something that scales gradients, by its name, with what has them."""
         words = set(names.words(what))
         if words & _GRADIENT_WORDS and not words & _LEAVES_GRADIENTS:
             held = [one for one in values if type(one) in (Module, Instance, ParamSet)]
@@ -180,6 +192,8 @@ class Unknown(Modules):
         span = expr.span
         if name == "backward":
             return self.backward_method(base, args, keywords, span)
+        if names.is_attack_name(name):
+            self.event("attack", span)
         if name == "manual_backward" and args:
             self.backward(args[0], span, via="manual_backward")
             return None
@@ -197,6 +211,9 @@ class Unknown(Modules):
                 # Whose parameters `parameters()` gives: its own, or those of the modules that it was made with.
                 self.zero(base.owners or frozenset((self.owner_of(base),)), span, "module zero_grad")
             return None
+        of_optimizer = "<optimizer>" in base.attrs or names.is_optimizer_name(base.name)
+        if of_optimizer and _AROUND_STEPS & set(names.words(name)):
+            self.may_zero(name, span)
         if "<optimizer>" in base.attrs and HANDLES_GRADIENTS & set(names.words(name)):
             self.event("opaque", span, what=name, value=base)
         if names.may_zero(name) and not args and self.is_module_like(base) and not base.batch:
@@ -266,7 +283,10 @@ class Unknown(Modules):
             size = base.attrs.get("<size>")
             if size is not None and (not args or args[0] == 0):
                 return self.data_size(size[0])
-            return self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
+            made = self.opaque(f"{base.key}.{name}()", "size", batch=base.batch)
+            if args and isinstance(args[0], int) and args[0] > 0:
+                made.hint = "width"  # of a sample, however many there are
+            return made
         if name in ("chunk", "split", "tensor_split") and args:
             return self.chunks(base, name, args, span, keywords.get("dim"))
         if name in ("items", "values") and not args and EVERY in base.attrs:
@@ -392,6 +412,8 @@ class Unknown(Modules):
         if last[:1].isupper() and not self.graph_owners(values) and made_once:
             key = f"{path}@{span.row}"
             made = self.opaque(key, "<" + last)
+            if len(values) <= 3 and args and type(args[0]) is Closure:
+                made.attrs["<wraps>"] = args[0]  # `self.step = Profiled(self.step, name)`
             made.attrs["<around>"] = next((one for one in values if type(one) is v.Optimizer), None)
             if names.is_loss_name(last):
                 made.hint = "criterion"

@@ -7,7 +7,7 @@ from typing import Any
 from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
-from acclint.simulate.losses import Losses
+from acclint.simulate.losses import Losses, doubts
 from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
 from acclint.simulate.vocabulary import HANDLES_GRADIENTS
@@ -48,7 +48,7 @@ class Updates(Losses):
             reached = known[0].parts
         sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
-            Backward(number, event, terms, reached, sure and loss.sure, loss.divisors, self.replaying > 0)
+            Backward(number, event, terms, reached, sure and _known_scale(loss), loss.divisors, self.replaying > 0)
         )
         self.ledger.backward(number, reached)
         self.sent[id(loss)] = (loss, number)
@@ -191,6 +191,13 @@ class Updates(Losses):
         self.run.schedulers.append(made)
         return made
 
+    def settle_schedules(self) -> None:
+        """Lengths of schedules that nobody had used as a number when they were given: the run knows them by now."""
+        for made in self.run.schedulers:
+            counts = made.attrs.get("<counts>", {})
+            unknown = {name: one.key for name, one in counts.items() if type(one) is Opaque}
+            counts.update({name: self.numbers[key] for name, key in unknown.items() if key in self.numbers})
+
     def named(self, number: int | None) -> Value:
         """A number with the name of the large unknown one that it equals; else as it is."""
         roots = {key for key, one in self.run.numbers.items() if number is not None and one == number >= _TELLING}
@@ -260,3 +267,10 @@ class Updates(Losses):
         elif not owner.known and HANDLES_GRADIENTS & set(names.words(name)):
             self.event("opaque", span, what=name, value=owner)
         return self.opaque(f"{owner.name}.{name}()", name)
+
+
+def _known_scale(loss: Tensor) -> bool:
+    """Whether the weight of what weighs most in a loss is known; other parts may be scaled by anything."""
+    most: Any = max((abs(float(weight)) for weight in (loss.terms or {}).values()), default=0)
+    heaviest = {term for term, weight in (loss.terms or {}).items() if abs(float(weight)) == most}
+    return loss.sure and not (heaviest and doubts(loss).issuperset(heaviest))
