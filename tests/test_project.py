@@ -118,6 +118,17 @@ RIGHT = {
                          backward="(loss / 5).backward(); meter.add(loss)"),
         "meters.py": "class Meter:\n    total = 0\n\n    def add(self, value):\n        self.total += value.item()\n",
     },
+    # bonlime/pytorch-tools, fit_wrapper/wrapper.py
+    "a helper of another file makes arrays of tensors": {
+        "train.py": main(
+            imports="from meters import Meter, to_numpy\nmeter = Meter()",
+            backward="(loss / 5).backward(); meter.add(to_numpy(loss))",
+        ),
+        "meters.py": "import numpy as np\nimport torch\n\ndef to_numpy(x):\n    if isinstance(x, np.ndarray):\n"
+        "        return x\n    elif isinstance(x, torch.Tensor):\n        return x.detach().cpu().numpy()\n"
+        "    else:\n        raise ValueError\n\nclass Meter:\n    total = 0\n\n"
+        "    def add(self, value):\n        self.total += value\n",
+    },
     "gradients are divided in another file before the update": {
         "train.py": main(imports="from steps import average", backward="loss.backward()",
                          update="average(net, 5); opt.step(); opt.zero_grad()"),

@@ -228,6 +228,14 @@ def _isinstance(m: Machine, args: list[Value], keywords: dict[str, Value], span:
             return True
         if len(classes) == len(kinds):
             return False
+    paths = [kind.path if type(kind) is Imported else "" for kind in kinds]
+    if type(value) in (Tensor, Param) or (type(value) is Opaque and value.graph):
+        if any(path.endswith("Tensor") for path in paths):
+            return True
+        # What a model gives may also be a list, tuple or dict.
+        others = ("numpy.", "builtins.int", "builtins.float", "builtins.str", "builtins.bool")
+        if all(path.startswith(others if type(value) is Opaque else ("numpy.", "builtins.")) for path in paths):
+            return False
     simple = {"builtins.list": list, "builtins.tuple": tuple, "builtins.dict": dict, "builtins.str": str}
     if all(type(kind) is Imported and kind.path in simple for kind in kinds):
         if isinstance(value, (list, tuple, dict, str)):
