@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from acclint.lift import LiftError, lift
-from acclint.program import ROWS, Module, Program, Span, Stmt
+from acclint.lift.names import Lowered
+from acclint.program import ROWS, Module, Program, Span
 from acclint.source import SourceError, read
 
 _MARKERS = (".git", ".hg", "pyproject.toml", "setup.py", "setup.cfg", "requirements.txt")
@@ -33,11 +34,6 @@ _KNOWN = frozenset(sys.stdlib_module_names) | {
 _TRAINING = re.compile(
     rb"backward|zero_grad|\.step\(|\boptim\b|Optimizer|DataLoader|[Ss]cheduler|(?i:accum)|nn\.Module|(?i:loss)|BatchNorm"
 )
-
-
-class _Lifted(NamedTuple):
-    body: tuple[Stmt, ...]
-    imports: frozenset[str]
 
 
 def link(program: Program, path: Path) -> Program:
@@ -135,7 +131,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=512)
-def _lifted(path: str, number: int, changed: int, size: int) -> _Lifted | None:
+def _lifted(path: str, number: int, changed: int, size: int) -> Lowered | None:
     """The program of another file as it was when it was `changed`; None if there is nothing in it to know."""
     if size > _MAX_BYTES:
         return None
@@ -145,7 +141,7 @@ def _lifted(path: str, number: int, changed: int, size: int) -> _Lifted | None:
             return None
         units = read(data, path).units
         program = lift(units[0].text, path) if len(units) == 1 else None
-        return _Lifted(_moved(program.body, number * ROWS), program.imports) if program is not None else None
+        return Lowered(_moved(program.body, number * ROWS), program.imports) if program is not None else None
     except (OSError, SourceError, LiftError, RecursionError):
         return None
 

@@ -77,8 +77,7 @@ class Analysis:
         """
         if not file_of(span):
             return span
-        runs = [one for path in self.paths for one in (path.first, path.second) if one is not None]
-        return next((run.sites[span] for run in runs if span in run.sites), None)
+        return next((path.first.sites[span] for path in self.paths if span in path.first.sites), None)
 
     def text(self, span: Span) -> str:
         """The short rendering of the expression at `span`, "" if there is none."""

@@ -2,7 +2,7 @@
 
 The machine that runs the small program with abstract values is a stack of layers, one class and one file each. A layer
 is a subclass of the one below and calls only itself and what is below; the methods that everything below also needs
-(`eval`, `linked`, `call`, `call_value`, `invoke`) are declared here and defined further up. From the bottom: core,
+(`eval`, `call`, `invoke` and the like) are declared here and defined further up. From the bottom: core,
 ownership, losses, updates, gradients, iteration, items, attributes, tensors, operators, frameworks, modules, unknown,
 methods, conditions, expressions, statements, linking, machine.
 """
