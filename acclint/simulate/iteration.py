@@ -276,7 +276,7 @@ class Iteration(Gradients):
             loop.cut = True
             return iter(range(int(start), int(start) + QUIET_TURNS * int(step), int(step)))
         if loop.level == "quiet":
-            shown = QUIET_TURNS if count > 8 else count
+            shown = QUIET_TURNS if count > 4 else count
             loop.cut = shown != count
             return iter(range(int(start), int(start) + shown * int(step), int(step)))
         if loop.level == "outer" and count > 8:

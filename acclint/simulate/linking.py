@@ -99,6 +99,7 @@ class Linking(Statements):
         kept = self.modules.get(module.number)
         if kept is not None:
             return kept
+        self.world.meet(module)
         frame = self.modules[module.number] = Frame(None)
         around = self.loops, self.guards, self.path, self.stack, self.grad_enabled
         self.loops, self.guards, self.path, self.stack, self.grad_enabled = [], [], [], [], True

@@ -7,8 +7,8 @@ imports from other files of the project. Receivers count: `model.train()` is no 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from acclint import program as p
 from acclint.knowledge import losses, names, optimizers, schedulers
@@ -86,6 +86,7 @@ class Scanner:
         self._scans: dict[int, tuple[object, Scan]] = {}
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
         self._matters: dict[int, tuple[object, bool]] = {}
+        self._calls: dict[int, tuple[object, list[p.Function]]] = {}
         self._named: list[tuple[str, str]] = []
         self._behind: dict[Span, tuple[p.Stmt, ...]] = {}
         self._waiting: dict[Span, Waiting] = {}
@@ -244,7 +245,15 @@ class Scanner:
                 yield part
                 todo += [function.body for function in self._callees(part)]
 
-    def _callees(self, part: tuple[p.Stmt, ...]) -> Iterator[p.Function]:
+    def _callees(self, part: tuple[p.Stmt, ...]) -> list[p.Function]:
+        """The functions and methods that a body itself may call."""
+        kept = self._calls.get(id(part))
+        if kept is None:
+            unique = {id(function): function for function in self._find_callees(part)}
+            kept = self._calls[id(part)] = part, list(unique.values())
+        return kept[1]
+
+    def _find_callees(self, part: tuple[p.Stmt, ...]) -> Iterator[p.Function]:
         found = self.scan(part)
         number = p.file_of(part[0].span) if part else 0
         for name in found.calls:
@@ -415,79 +424,67 @@ def _has_remainder(expr: p.Expr) -> bool:
     return False
 
 
+# By the kind of node: these are asked for each node of each file, and a chain of isinstance would be most of the time.
+_BODIES: dict[type, Callable[[Any], list[tuple[p.Stmt, ...]]]] = {
+    p.If: lambda stmt: [stmt.body, stmt.orelse],
+    p.For: lambda stmt: [stmt.body, stmt.orelse],
+    p.While: lambda stmt: [stmt.body, stmt.orelse],
+    p.With: lambda stmt: [stmt.body],
+    p.Try: lambda stmt: [stmt.body, stmt.orelse, stmt.final, *(handler[2] for handler in stmt.handlers)],
+    p.Match: lambda stmt: [case[2] for case in stmt.cases],
+}
+_EXPRESSIONS: dict[type, Callable[[Any], list[p.Expr]]] = {
+    p.Assign: lambda stmt: [*stmt.targets, stmt.value],
+    p.Augment: lambda stmt: [stmt.target, stmt.value],
+    p.Do: lambda stmt: [stmt.value],
+    p.If: lambda stmt: [stmt.test],
+    p.While: lambda stmt: [stmt.test],
+    p.For: lambda stmt: [stmt.target, stmt.iterable],
+    p.With: lambda stmt: [part for item in stmt.items for part in item if part is not None],
+    p.Return: lambda stmt: [stmt.value] if stmt.value is not None else [],
+    p.Match: lambda stmt: [stmt.subject],
+    p.Delete: lambda stmt: list(stmt.targets),
+}
+_CHILDREN: dict[type, Callable[[Any], list[p.Expr]]] = {
+    p.Attr: lambda expr: [expr.value],
+    p.Star: lambda expr: [expr.value],
+    p.Await: lambda expr: [expr.value],
+    p.Call: lambda expr: [expr.func, *expr.args, *(value for _, value in expr.keywords)],
+    p.Binary: lambda expr: [expr.left, expr.right],
+    p.Index: lambda expr: [expr.value, expr.index],
+    p.Unary: lambda expr: [expr.operand],
+    p.Compare: lambda expr: [expr.left, *expr.rights],
+    p.Bool: lambda expr: list(expr.values),
+    p.IfElse: lambda expr: [expr.test, expr.body, expr.orelse],
+    p.Sequence: lambda expr: list(expr.items),
+    p.Mapping: lambda expr: [part for item in expr.items for part in item if part is not None],
+    p.Comprehension: lambda expr: [
+        expr.element,
+        *(part for clause in expr.clauses for part in (clause.target, clause.iterable, *clause.tests)),
+    ],
+    p.Text: lambda expr: list(expr.parts),
+    p.Slice: lambda expr: [part for part in (expr.lower, expr.upper, expr.step) if part is not None],
+    p.Walrus: lambda expr: [expr.target, expr.value],
+    p.Yield: lambda expr: [expr.value] if expr.value is not None else [],
+}
+
+
 def bodies(stmt: p.Stmt) -> list[tuple[p.Stmt, ...]]:
-    if isinstance(stmt, (p.If, p.For, p.While)):
-        return [stmt.body, stmt.orelse]
-    if isinstance(stmt, p.With):
-        return [stmt.body]
-    if isinstance(stmt, p.Try):
-        return [stmt.body, stmt.orelse, stmt.final, *(handler[2] for handler in stmt.handlers)]
-    if isinstance(stmt, p.Match):
-        return [case[2] for case in stmt.cases]
-    return []
+    """The blocks of a statement."""
+    found = _BODIES.get(type(stmt))
+    return found(stmt) if found is not None else []
 
 
 def expressions(stmt: p.Stmt) -> list[p.Expr]:
-    if isinstance(stmt, p.Assign):
-        return [*stmt.targets, stmt.value]
-    if isinstance(stmt, p.Augment):
-        return [stmt.target, stmt.value]
-    if isinstance(stmt, p.Do):
-        return [stmt.value]
-    if isinstance(stmt, (p.If, p.While)):
-        return [stmt.test]
-    if isinstance(stmt, p.For):
-        return [stmt.target, stmt.iterable]
-    if isinstance(stmt, p.With):
-        return [part for item in stmt.items for part in item if part is not None]
-    if isinstance(stmt, p.Return):
-        return [stmt.value] if stmt.value is not None else []
-    if isinstance(stmt, p.Match):
-        return [stmt.subject]
-    if isinstance(stmt, p.Delete):
-        return list(stmt.targets)
-    return []
+    """The expressions of a statement itself, those of its blocks left out."""
+    found = _EXPRESSIONS.get(type(stmt))
+    return found(stmt) if found is not None else []
 
 
 def children(expr: p.Expr) -> list[p.Expr]:
     """The expressions directly inside `expr`."""
-    kind = type(expr)
-    if kind in (p.Name, p.Const, p.Extern, p.Unknown, p.Lambda):
-        return []
-    if isinstance(expr, (p.Attr, p.Star, p.Await)):
-        return [expr.value]
-    if isinstance(expr, p.Call):
-        return [expr.func, *expr.args, *(value for _, value in expr.keywords)]
-    if isinstance(expr, p.Binary):
-        return [expr.left, expr.right]
-    if isinstance(expr, p.Index):
-        return [expr.value, expr.index]
-    if isinstance(expr, p.Unary):
-        return [expr.operand]
-    if isinstance(expr, p.Compare):
-        return [expr.left, *expr.rights]
-    if isinstance(expr, p.Bool):
-        return list(expr.values)
-    if isinstance(expr, p.IfElse):
-        return [expr.test, expr.body, expr.orelse]
-    if isinstance(expr, p.Sequence):
-        return list(expr.items)
-    if isinstance(expr, p.Mapping):
-        return [part for item in expr.items for part in item if part is not None]
-    if isinstance(expr, p.Comprehension):
-        found = [expr.element]
-        for clause in expr.clauses:
-            found += [clause.target, clause.iterable, *clause.tests]
-        return found
-    if isinstance(expr, p.Text):
-        return list(expr.parts)
-    if isinstance(expr, p.Slice):
-        return [part for part in (expr.lower, expr.upper, expr.step) if part is not None]
-    if isinstance(expr, p.Walrus):
-        return [expr.target, expr.value]
-    if isinstance(expr, p.Yield):
-        return [expr.value] if expr.value is not None else []
-    return []
+    found = _CHILDREN.get(type(expr))
+    return found(expr) if found is not None else []
 
 
 def counted(iterable: p.Expr) -> str:
@@ -515,31 +512,34 @@ def plain_test(test: p.Expr) -> tuple[str, bool]:
 
 def text(expr: p.Expr) -> str:
     """A short rendering of an expression, the same for the same text: for names and keys."""
-    if isinstance(expr, p.Name):
-        return expr.id
-    if isinstance(expr, p.Extern):
-        return expr.path
-    if isinstance(expr, p.Attr):
-        return f"{text(expr.value)}.{expr.name}"
-    if isinstance(expr, p.Const):
-        return repr(expr.value)
-    if isinstance(expr, p.Call):
-        inside = [text(arg) for arg in expr.args] + [f"{name}={text(value)}" for name, value in expr.keywords]
-        return f"{text(expr.func)}({', '.join(inside)})"
-    if isinstance(expr, p.Index):
-        return f"{text(expr.value)}[{text(expr.index)}]"
-    if isinstance(expr, p.Binary):
-        return f"{text(expr.left)} {expr.op} {text(expr.right)}"
-    if isinstance(expr, p.Unary):
-        return f"{expr.op} {text(expr.operand)}" if expr.op == "not" else f"{expr.op}{text(expr.operand)}"
-    if isinstance(expr, p.Compare):
-        return text(expr.left) + "".join(
-            f" {op} {text(right)}" for op, right in zip(expr.ops, expr.rights, strict=True)
-        )
-    if isinstance(expr, p.Bool):
-        return f" {expr.op} ".join(text(value) for value in expr.values)
-    if isinstance(expr, p.Star):
-        return f"*{text(expr.value)}"
-    if isinstance(expr, p.Sequence):
-        return "(" + ", ".join(text(item) for item in expr.items) + ")"
-    return f"<{type(expr).__name__}>"
+    kind = type(expr)
+    if kind is p.Name:
+        return expr.id  # type: ignore[attr-defined, no-any-return]
+    if kind is p.Attr:
+        return f"{text(expr.value)}.{expr.name}"  # type: ignore[attr-defined]
+    render = _TEXTS.get(kind)
+    return render(expr) if render is not None else f"<{kind.__name__}>"
+
+
+def _text_of_call(expr: p.Call) -> str:
+    inside = [*map(text, expr.args), *(f"{name}={text(value)}" for name, value in expr.keywords)]
+    return f"{text(expr.func)}({', '.join(inside)})"
+
+
+def _text_of_comparison(expr: p.Compare) -> str:
+    pairs = zip(expr.ops, expr.rights, strict=True)
+    return text(expr.left) + "".join(f" {op} {text(right)}" for op, right in pairs)
+
+
+_TEXTS: dict[type, Callable[[Any], str]] = {
+    p.Extern: lambda expr: str(expr.path),
+    p.Const: lambda expr: repr(expr.value),
+    p.Call: _text_of_call,
+    p.Index: lambda expr: f"{text(expr.value)}[{text(expr.index)}]",
+    p.Binary: lambda expr: f"{text(expr.left)} {expr.op} {text(expr.right)}",
+    p.Unary: lambda expr: f"not {text(expr.operand)}" if expr.op == "not" else f"{expr.op}{text(expr.operand)}",
+    p.Compare: _text_of_comparison,
+    p.Bool: lambda expr: f" {expr.op} ".join(map(text, expr.values)),
+    p.Star: lambda expr: f"*{text(expr.value)}",
+    p.Sequence: lambda expr: "(" + ", ".join(map(text, expr.items)) + ")",
+}

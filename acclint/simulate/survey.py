@@ -22,12 +22,16 @@ _CUTS = frozenset({"chunk", "tensor_split"})
 def survey(world: World, analysis: Analysis) -> None:
     """Notes texts in the analysis; in the world what is zeroed, raised or filled, and which divisions are by k.
 
-    Of the other files only what is known by its place: their names are not the program's.
+    Another file is looked at when a run comes to it, and only for what is known by its place: its names are not the
+    program's.
     """
     _walk(world.program.body, world, analysis)
-    for module in world.program.others.values():
+
+    def look_at(module: p.Module) -> None:
         apart = replace(world, raised=set(), counters=set(), filled=set(), zeroed_names=set(), updating={})
         _walk(module.body, apart, replace(analysis, moving=set()))
+
+    world.on_meeting = look_at
 
 
 def _walk(body: tuple[p.Stmt, ...], world: World, analysis: Analysis) -> None:

@@ -8,6 +8,7 @@ that gates the update as a modulus is k, whatever it is called. Learning such a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from acclint import program as p
@@ -69,6 +70,15 @@ class World:
     sample_divisions: set[Span] = field(default_factory=set)  # by a batch size, by its name
     avoiding: dict[str, bool] = field(default_factory=dict)  # answers without which a run ended in an error
     updating: dict[str, bool | None] = field(default_factory=dict)  # outcome of a test under which updates happen
+    met: set[int] = field(default_factory=set)  # the other files that a run has come to
+    on_meeting: Callable[[p.Module], None] | None = None
+
+    def meet(self, module: p.Module) -> None:
+        """A run comes to another file: the first time it is looked at."""
+        if module.number not in self.met:
+            self.met.add(module.number)
+            if self.on_meeting is not None:
+                self.on_meeting(module)
 
     def reduction(self, name: str) -> str:
         """The reduction of a loss callable by the user's settings, by its full dotted name or the last part of it."""
