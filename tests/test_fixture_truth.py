@@ -28,6 +28,7 @@ EXEMPT = {
     ),
     "ACC001/good_several_models_of_a_batch": ({"ACC001", "ACC021"}, "several losses of one batch, summed by design"),
     "ACC001/good_window_wide_contrastive_loss": ({"ACC001", "ACC021"}, "each loss is that of the whole window"),
+    "ACC002/bad_backward_in_both_branches": ({"ACC002"}, "nothing measured says that two calls are for one loss"),
     "ACC002/good_no_grad_pass_then_replay": ({"ACC001", "ACC021"}, "each loss is that of all samples of the window"),
     "ACC016/good_mean_over_views": ({"ACC031"}, "views of one batch look like micro-batches"),
     "ACC021/good_lr_holds_the_division": ({"ACC001", "ACC021"}, "the learning rate is divided instead of the loss"),

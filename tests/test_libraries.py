@@ -1077,3 +1077,82 @@ def train_step(model, optimizer, batch, config, micro_step):
 
 def test_a_micro_step_is_counted_by_the_caller() -> None:
     assert codes(CALLED) == set()
+
+
+PREPARED = """\
+import torch
+from accelerate import Accelerator, DeepSpeedPlugin
+
+accelerator = Accelerator(gradient_accumulation_steps=4{plugin})
+
+
+def train(model, loader):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for batch in loader:
+        with accelerator.accumulate(model):
+            optimizer.zero_grad()
+            loss = model(**batch).loss
+            accelerator.backward(loss)
+            optimizer.step()
+"""
+
+
+# zhangfaen/finetune-Qwen2-VL, finetune_distributed.py: zero_grad() of DeepSpeed's wrapper does nothing.
+def test_deepspeed_under_accelerate_zeroes_behind_its_own_updates() -> None:
+    assert codes(PREPARED.format(plugin="")) == {"ACC002"}
+    assert codes(PREPARED.format(plugin=", deepspeed_plugin=DeepSpeedPlugin(zero_stage=3)")) == set()
+    assert codes(PREPARED.format(plugin=", deepspeed_plugin=None")) == {"ACC002"}
+
+
+LENT = """\
+from accelerate import Accelerator
+from torch.optim import Optimizer
+
+
+class Trainer:
+    def __init__(self, model, optimizer: Optimizer, loader, accelerator: Accelerator):
+        self.model, self.optimizer, self.loader, self.accelerator = model, optimizer, loader, accelerator
+
+    def train(self):
+        for batch in self.loader:
+            with self.accelerator.accumulate(self.model):
+                {first}
+                loss = self.model(**batch)["loss"]
+                self.accelerator.backward(loss)
+                self.optimizer.step()
+                {last}
+"""
+
+
+# wangyuxinwhy/uniem, uniem/trainer.py
+def test_what_comes_with_an_accelerator_is_prepared_by_it() -> None:
+    zero = "self.optimizer.zero_grad()"
+    assert codes(LENT.format(first=zero, last="pass")) == {"ACC002"}
+    assert codes(LENT.format(first="pass", last=zero)) == set()
+
+
+SUMS = """\
+import torch
+
+
+def main(args, trainer, loader, net, crit):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    batches = iter(loader)
+    for step in range(args.num_steps):
+        shown = 0
+        for part in range(args.iter_size):
+            x, y = next(batches)
+            opt.zero_grad()
+            loss = crit(net(x), y)
+            loss.backward()
+            opt.step()
+            shown += loss / args.iter_size
+        print(step, float(shown))
+"""
+
+
+# layumi/Seg-Uncertainty, train_ms.py
+def test_a_sum_of_as_many_as_a_window_has_is_no_growing_one() -> None:
+    assert codes(SUMS) == set()
+    assert codes(SUMS.replace("        shown = 0\n", "").replace("    batches", "    shown = 0\n    batches")) == {"ACC005"}

@@ -51,6 +51,8 @@ UNDIVIDED = (
     "each.mean() + 0.1 * (net.weight ** 2).sum()",
     "each.mean() + (each * mask).sum() / (mask.sum() + 1e-8)",
     "each.mean() + 0.01 * net.weight.norm() / x.std()",
+    "each.mean() / torch.exp(net.bias[0]) + net.bias[0] / 2",
+    "each.mean() * torch.exp(-net.bias[1]) + net.bias[1] / 2",
 )
 
 
@@ -66,6 +68,33 @@ def test_a_division_is_seen_wherever_it_is_written(loss: str) -> None:
 @pytest.mark.parametrize("loss", UNDIVIDED)
 def test_what_is_no_division_by_the_window_is_none(loss: str) -> None:
     assert codes(loss) == ["ACC001"]
+
+
+BRANCHES = """\
+import torch
+from torch import nn
+
+
+def train(net, loader, args):
+    opt = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for i, (x, y) in enumerate(loader):
+        if args.weighting == "learned":
+            loss = nn.functional.mse_loss(net(x), y)
+        else:
+            loss = nn.functional.l1_loss(net(x), y) / args.accumulation_steps
+        loss.backward()
+        if (i + 1) % args.accumulation_steps == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+# txsun1997/Multi-Task-Learning-using-Uncertainty-to-Weigh-Losses, train.py
+def test_a_division_in_one_branch_of_two() -> None:
+    (finding,) = check_text(BRANCHES, "train.py").findings
+    assert finding.code == "ACC001"
+    both = BRANCHES.replace("mse_loss(net(x), y)", "mse_loss(net(x), y) / args.accumulation_steps")
+    assert not check_text(both, "train.py").findings
 
 
 CHUNKS = """\

@@ -11,7 +11,7 @@ from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.rewrites import divide, divided_rate, rate_divisors, smaller_gradient
 from acclint.rules.straight import straight_calls
 from acclint.rules.windows import View, held, owner_phrase, scale_severity, turning, views, weaker
-from acclint.simulate.trace import Backward, Run
+from acclint.simulate.trace import Backward, Run, Window
 from acclint.simulate.values import Opaque, Term, numeric, roots_of
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
                 by_site.setdefault(backward.site, []).append(backward.number)
         for site, numbers in by_site.items():
             group = [view.run.backwards[number] for number in numbers]
+            if _begun_anew(window, group):
+                continue
             if len(group) < 2 or any(window.row.get(number, 0) == 0 for number in numbers):
                 cleared.add(site)
                 continue
@@ -188,6 +190,13 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             else:
                 cleared.add(site)
     return {site: numbers for site, numbers in suspects.items() if site not in cleared}
+
+
+def _begun_anew(window: Window, group: list[Backward]) -> bool:
+    """Whether the micro-batches that a window lacks were zeroed between two passes: the window says nothing then."""
+    lost = [one for one in group if window.row.get(one.number, 0) == 0]
+    zeros = [(window.lost.get(one.number), one) for one in lost]
+    return bool(lost) and all(zero is not None and len(zero.loops) < len(one.event.loops) for zero, one in zeros)
 
 
 def _changed_elsewhere(view: View) -> bool:

@@ -11,7 +11,7 @@ from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
 from acclint.rules.windows import View, held, own_data, owner_phrase, turning, views, weaker
-from acclint.simulate.trace import Event, Run, Window
+from acclint.simulate.trace import Backward, Event, Run, Window
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -125,10 +125,10 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
 
 def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator[Event]:
     """The zeroing events that threw away micro-batches of this window while its loop was running."""
-    by_site: dict[tuple[Span, ...], list[int]] = {}
+    by_site: dict[tuple[tuple[Span, ...], ...], list[int]] = {}
     for backward in view.backwards(window):
         if not backward.replay:
-            by_site.setdefault(backward.site, []).append(backward.number)
+            by_site.setdefault(_made_at(backward), []).append(backward.number)
     for numbers in by_site.values():
         lost = [number for number in numbers if number in window.lost and number not in view.run.used]
         # What another loop has thrown away before is its business.
@@ -163,6 +163,11 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             if loop in around:
                 yield event
                 break
+
+
+def _made_at(backward: Backward) -> tuple[tuple[Span, ...], ...]:
+    """Where the losses of a backward call are made: each branch of a test may call it for the same loss."""
+    return tuple(sorted({term.site for term, _ in backward.terms})) or (backward.site,)
 
 
 def _at_the_end(view: View, event: Event) -> bool:

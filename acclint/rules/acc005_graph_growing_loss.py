@@ -312,7 +312,8 @@ def _of_one_window(run: Run, loop: Loop, group: list[Term]) -> bool:
         {one.entry for term in terms if term.site == group[0].site for one, _ in term.loops if one.span == loop.span}
         for terms in (group, run.terms)
     ]
-    return loop.level == "window" and len(entries[0]) == 1 < len(entries[1])
+    of_micro_batches = loop.level == "window" or (loop.kind == "count" and loop.named)  # `for i in range(iter_size)`
+    return of_micro_batches and len(entries[0]) == 1 < len(entries[1])
 
 
 def _trained(run: Run) -> set[Owner]:

@@ -174,6 +174,7 @@ class Conditions(Methods):
         if stmt is not None and isinstance(stmt, p.If):
             body, orelse = self.scanner.has_events(stmt.body), self.scanner.has_events(stmt.orelse)
             matters = (body and orelse) or (bool(self.loops) and (body or orelse))
+            matters |= bool(self.loops and stmt.body and stmt.orelse) and self._divides_one(stmt)
         if known is not None:
             known.matters |= matters
             return known.value
@@ -182,6 +183,15 @@ class Conditions(Methods):
             chosen = desired()
         self.run.conditions[key] = Condition(key, span, chosen, matters)
         return chosen
+
+    def _divides_one(self, stmt: p.If) -> bool:
+        """Whether one branch of two divides by the accumulation steps, and the other does not."""
+        return self._divides(stmt.body) != self._divides(stmt.orelse)
+
+    def _divides(self, body: tuple[p.Stmt, ...]) -> bool:
+        first, last = body[0].span, body[-1].span
+        block = Span(first.row, first.column, last.end_row, last.end_column)
+        return any(division.within(block) for division in self.world.k_divisions)
 
     def desired(self, stmt: p.If) -> bool:
         """The branch of an unknown condition to follow first: the one with events; no jumps."""

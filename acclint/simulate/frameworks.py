@@ -20,6 +20,7 @@ class Frameworks(Operators):
         if kept is None:
             steps = self.number(f"{value.key}.gradient_accumulation_steps", "gradient_accumulation_steps")
             kept = value.attrs["<accelerator>"] = v.Accelerator(value.name, steps, False)
+            self.lent = kept
         return kept
 
     def accumulate(self, accelerator: v.Accelerator) -> None:

@@ -664,7 +664,9 @@ def _accelerator(m: Machine, args: list[Value], keywords: dict[str, Value], span
             steps = m.number(f"accelerator@{span.row}.steps", "gradient_accumulation_steps")
     if type(steps) is Opaque:
         steps = m.number(steps.key, steps.name, "" if m.world.role_of(steps.key, steps.name) else "k")
-    return v.Accelerator("<accelerator>", steps, "**" not in keywords)
+    made = v.Accelerator("<accelerator>", steps, "**" not in keywords)
+    made.engine = keywords.get("deepspeed_plugin") is not None
+    return made
 
 
 def _plugin(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:

@@ -140,6 +140,8 @@ class Items(Iteration):
             return self.opaque("dataset[]", "<item>", batch=frozenset((0,)))
         if kind is Imported:
             return value
+        if kind is Param and at is not None:
+            return self.leaf(value)
         return self.opaque(f"{self.key(value)}[]", "<item>")
 
     def note_part(self, number: int, value: Value, lower: Any, upper: Any, whole: Any) -> None:

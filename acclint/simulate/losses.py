@@ -149,6 +149,12 @@ class Losses(Ownership):
                     divisors=a.divisors + b.divisors,
                     name=a.name,
                 )
+            weighted = self.learned_weight(op, left, right)
+            if weighted is not None:
+                return Tensor(
+                    owners, True, weighted.terms, batch=batch, divisors=weighted.divisors, name=weighted.name,
+                    sure=weighted.sure, doubtful=weighted.doubtful,
+                )  # fmt: skip
             return Tensor(
                 owners, True, reduction="none" if "none" in (self._red(left), self._red(right)) else "", batch=batch
             )
@@ -167,6 +173,15 @@ class Losses(Ownership):
         if op == "*":
             return self.multiplied(value, other, span, per_sample)
         return Tensor(value.owners, True, batch=batch, reduction="none" if per_sample else "")
+
+    def learned_weight(self, op: str, left: Value, right: Value) -> Tensor | None:
+        """The loss in `loss / torch.exp(log_variance)`, `loss * weight`: a mean stays one under a learned weight."""
+        pairs = ((left, right), (right, left)) if op == "*" else ((left, right),) if op == "/" else ()
+        for loss, weight in pairs:
+            plain = type(weight) is Tensor and weight.terms is None and weight.reduction == "" and not weight.batch
+            if plain and type(loss) is Tensor and loss.terms and all(one.reduction == "mean" for one in loss.terms):
+                return loss
+        return None
 
     @staticmethod
     def _red(value: Value) -> str:

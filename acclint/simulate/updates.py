@@ -77,7 +77,8 @@ class Updates(Losses):
                 self.invoke(closure, [], {}, span)
             finally:
                 self.replaying -= 1
-        if optimizer.gate is not None and not optimizer.gate.sync:
+        gate = self.gate_of(optimizer)
+        if gate is not None and not gate.sync:
             return
         self.run_hooks(optimizer, _BEFORE_STEP, span)
         event = self.event("update", span, optimizer=optimizer)
@@ -85,6 +86,16 @@ class Updates(Losses):
         if "<schedule>" in optimizer.attrs:
             self.schedule(optimizer.attrs["<schedule>"], [], span)
         self.run_hooks(optimizer, _AFTER_STEP, span)
+        if gate is not None and gate.engine:
+            self.zero(NOBODY, span, "step", optimizer)
+
+    def gate_of(self, prepared: v.Optimizer | v.Scheduler) -> v.Accelerator | None:
+        """The accelerator whose window gates an optimizer or scheduler.
+
+        What comes from the same other file as an accelerator that accumulates was prepared by it there.
+        """
+        lent = self.lent if self.lent is not None and self.lent.entered else None
+        return prepared.gate or (lent if prepared.kind == "unknown" else None)
 
     @staticmethod
     def is_computed(value: Value) -> bool:
@@ -97,7 +108,8 @@ class Updates(Losses):
             self.call_value(hook, [optimizer, (), {}], span)
 
     def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
-        if scheduler.gate is not None and not scheduler.gate.sync:
+        gate = self.gate_of(scheduler)
+        if gate is not None and not gate.sync:
             return
         metric = bool(args) and type(args[0]) in (Tensor, Opaque)
         self.event("schedule", span, scheduler=scheduler, absolute=absolute and not metric, metric=metric)
@@ -188,8 +200,19 @@ class Updates(Losses):
             factor = args[1] if len(args) > 1 else keywords.get("lr_lambda")
             factor = factor[0] if isinstance(factor, list) and factor else factor
             made.horizon = self.named(self.zero_of(factor, span)) if type(factor) is Closure else None
+        if path.endswith(".SequentialLR"):
+            parts = args[1] if len(args) > 1 else keywords.get("schedulers")
+            made.horizon = self.end_of_parts(parts, values.get("milestones"), span)
         self.run.schedulers.append(made)
         return made
+
+    def end_of_parts(self, parts: Value, milestones: Value, span: Span) -> Value:
+        """Where schedules behind each other end: the length of the last one behind the last milestone; None if unknown."""
+        if not (isinstance(parts, list) and parts and isinstance(milestones, (list, tuple)) and milestones):
+            return None
+        counts = parts[-1].attrs.get("<counts>", {}) if type(parts[-1]) is v.Scheduler else {}
+        begin, length = (self.as_number(one) for one in (milestones[-1], counts.get("T_max", counts.get("total_iters"))))
+        return None if begin is None or length is None else self.binary("+", begin, length, span)
 
     def settle_schedules(self) -> None:
         """Lengths of schedules that nobody had used as a number when they were given: the run knows them by now."""
@@ -248,7 +271,8 @@ class Updates(Losses):
         if name == "step":
             self.step(owner, args, keywords, span)
         elif names.is_zeroing_name(name) or names.may_zero(name):
-            if owner.gate is None or owner.gate.sync:
+            gate = self.gate_of(owner)
+            if gate is None or (gate.sync and not gate.engine):
                 self.zero(NOBODY, span, "zero_grad", owner)
         elif name == "backward" and args:
             self.backward(args[0], span, sure=False, via="optimizer")

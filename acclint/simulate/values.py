@@ -318,9 +318,12 @@ class Scaler:
 
 
 class Accelerator:
-    """accelerate's Accelerator. `steps` is its own window; `count` how many blocks of accumulate() it has seen."""
+    """accelerate's Accelerator. `steps` is its own window; `count` how many blocks of accumulate() it has seen.
 
-    __slots__ = ("attrs", "count", "entered", "known", "name", "steps", "sync")
+    `engine` says that what it prepares is DeepSpeed's, which zeroes behind its updates and at no other time.
+    """
+
+    __slots__ = ("attrs", "count", "engine", "entered", "known", "name", "steps", "sync")
 
     def __init__(self, name: str, steps: Value, known: bool) -> None:
         self.name = name
@@ -329,6 +332,7 @@ class Accelerator:
         self.count = 0
         self.sync = True
         self.entered = False
+        self.engine = False
         self.attrs: dict[str, Value] = {}
 
 

@@ -77,17 +77,26 @@ def scheduler_result(record: Scheduler) -> dict[str, Any]:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
         if not name.startswith("_") and name not in ("last_epoch", "verbose", "base_lrs", "num_bad_epochs", "best")
     }
-    horizon = next((sizes[name] for name in _HORIZONS if name in sizes), None)
     return {
         "name": type(scheduler).__name__,
         "optimizer": record.optimizer,
         "line": record.line,
-        "horizon": horizon,
+        "horizon": _horizon(sizes, found),
         "sizes": sizes,
         "initial_lr": record.initial_lr,
         "lrs": record.lrs,
         "lines": record.lines,
     }
+
+
+def _horizon(sizes: dict[str, Any], found: dict[str, Any]) -> int | None:
+    """The steps after which a schedule is over; of schedules behind each other (SequentialLR) those of the last one."""
+    parts, milestones = found.get("_schedulers"), found.get("_milestones")
+    if parts and milestones:
+        last = vars(parts[-1])
+        end = next((last[name] for name in _HORIZONS if isinstance(last.get(name), int)), None)
+        return None if end is None else int(milestones[-1]) + int(end)
+    return next((sizes[name] for name in _HORIZONS if name in sizes), None)
 
 
 def rate_of(scheduler: Any) -> float | None:
