@@ -35,11 +35,17 @@ class Judged:
         return tuple(self.reports_of(all_rules().values()))
 
     def reports_of(self, rules: Iterable[Rule]) -> Iterator[tuple[Rule, Report]]:
-        """What some rules report about the file itself: what another file does is told at the call that leads there."""
+        """What some rules report about the file itself: what another file does is told at the call that leads there.
+
+        Of several mistakes of one rule that a call leads to, the first one is told.
+        """
         for rule in rules:
+            led = set[Span]()
             for report in rule.check(self.analysis):
                 place = self.analysis.own_place(report.span)
-                if place is not None:
+                if place is not None and place not in led:
+                    if place != report.span:
+                        led.add(place)
                     intents = tuple(one for one in report.intents if not _elsewhere(one.actions))
                     notes = report.notes if place == report.span else (("happens here", report.span), *report.notes)
                     yield rule, replace(report, span=place, intents=intents, notes=notes)

@@ -1155,4 +1155,225 @@ def main(args, trainer, loader, net, crit):
 # layumi/Seg-Uncertainty, train_ms.py
 def test_a_sum_of_as_many_as_a_window_has_is_no_growing_one() -> None:
     assert codes(SUMS) == set()
-    assert codes(SUMS.replace("        shown = 0\n", "").replace("    batches", "    shown = 0\n    batches")) == {"ACC005"}
+    assert codes(SUMS.replace("        shown = 0\n", "").replace("    batches", "    shown = 0\n    batches")) == {
+        "ACC005"
+    }
+
+
+KEPT = """\
+import torch
+
+
+def train(model, data, crit, args):
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    outer = torch.optim.Adam(model.parameters(), lr=0.1)
+    for step in range(args.max_steps):
+        outer.zero_grad()
+        tasks = [data[0].sample(), data[1].sample()]
+        for task in range(len(tasks)):
+            support, query = tasks.pop()
+            inner.zero_grad()
+            crit(model(support[0]), support[1]).backward()
+            inner.step()
+            crit(model(query[0]), query[1]).backward()
+            {kept}
+        {back}
+        outer.step()
+"""
+
+
+# audioku/cross-accent-maml-asr, trainer/asr/meta_trainer.py
+def test_gradients_that_a_model_keeps_are_not_lost() -> None:
+    assert codes(KEPT.format(kept="model.add_copy_grad()", back="model.from_copy_grad()")) == set()
+    assert codes(KEPT.format(kept="pass", back="pass")) == {"ACC002"}
+
+
+def test_a_scheduler_that_is_stepped_apart_counts_micro_batches() -> None:
+    text = ACCELERATE.format(length=WHOLE, left=ALL).replace(
+        "Accelerator()", "Accelerator(gradient_accumulation_steps=4, step_scheduler_with_optimizer=False)"
+    )
+    apart = text.replace("                if not accelerator.optimizer_step_was_skipped:\n    ", "")
+    assert codes(apart) == set()
+    assert codes(apart.replace(", step_scheduler_with_optimizer=False", "")) == {"ACC004"}
+
+
+TASKS = """\
+import torch
+from accelerate import Accelerator
+from transformers import AutoConfig, BertForSequenceClassification
+
+
+def train(args, tasks):
+    accelerator = Accelerator()
+    for task in tasks:
+        data = load(task)
+        labels = len(data["train"].unique("label"))
+        config = AutoConfig.from_pretrained(args.name, num_labels=labels)
+        model = BertForSequenceClassification.from_pretrained(args.path, config=config)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        loader = torch.utils.data.DataLoader(data["train"], batch_size=args.batch_size)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        for step, batch in enumerate(loader):
+            loss = model(**batch).loss / args.gradient_accumulation_steps
+            accelerator.backward(loss)
+            if (step + 1) % args.gradient_accumulation_steps == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+"""
+
+
+# cofe-ai/MSG, glue_eval/run_glue_together_with_stat.py: a model for each task, with as many labels as its data have.
+def test_a_model_made_for_the_labels_of_each_task_is_no_data() -> None:
+    assert codes(TASKS) == set()
+    assert codes(TASKS.replace(" / args.gradient_accumulation_steps", "")) == {"ACC001"}
+
+
+COPIES = """\
+import torch
+
+
+def hand_over(target, source):
+    for shared, own in zip(target.parameters(), source.parameters()):
+        if own.grad is not None:
+            {copied}
+
+
+def work(shared_model, make, episodes, crit):
+    model = make()
+    optimiser = torch.optim.Adam(shared_model.parameters(), lr=1e-3)
+    for states, rewards in episodes:
+        model.load_state_dict(shared_model.state_dict())
+        crit(model(states), rewards).backward()
+        hand_over(shared_model, model)
+        optimiser.step()
+        model.zero_grad()
+"""
+
+
+# dixantmittal/a3c-pytorch-gpu, utils.py
+def test_a_gradient_that_is_replaced_needs_no_zeroing() -> None:
+    assert codes(COPIES.format(copied="shared._grad = own.grad.clone().cpu()")) == set()
+    assert codes(COPIES.format(copied="shared.grad += own.grad")) == {"ACC015"}
+
+
+CHUNKED = """\
+import torch
+
+
+def train(net, loader, crit, args):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for x, y in loader:
+        optimizer.zero_grad()
+        {kept} = []
+        for part, wanted in zip(torch.chunk(x, args.parts), torch.chunk(y, args.parts)):
+            out = net(part)
+            {kept}.append(out)
+            (crit(out, wanted) / args.parts).backward()
+        report(torch.cat({kept}))
+        optimizer.step()
+"""
+
+
+# hysts/pytorch_image_classification, train.py: the outputs of one batch's parts.
+def test_outputs_of_the_parts_of_one_batch_are_no_growing_list() -> None:
+    assert codes(CHUNKED.format(kept="outputs")) == set()
+
+
+METER = """\
+import torch
+
+
+class Mean:
+    def __init__(self):
+        self.values = []
+
+    def __iadd__(self, value):
+        self.values.append(value{detached})
+        return self
+
+
+def train(net, loader, crit):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    tracks = {{"loss": Mean()}}
+    for x, y in loader:
+        loss = crit(net(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        tracks["loss"] += loss
+"""
+
+
+# taldatech/soft-intro-vae-pytorch, style_soft_intro_vae/tracker.py
+def test_what_an_object_makes_of_an_addition() -> None:
+    assert codes(METER.format(detached=".detach().cpu()")) == set()
+    assert codes(METER.format(detached="")) == {"ACC005"}
+
+
+VIRTUAL = """\
+import torch
+
+
+def train_batch(net, criteria, x, y, multiplier):
+    out = net(x)
+    losses = {name: crit(out, y) for name, crit in criteria.items()}
+    loss = sum(losses.values()) / multiplier
+    loss.backward()
+    return loss
+
+
+def train(net, batches, criteria, args):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    while True:
+        loss = 0
+        for _ in range(args.virtual_batch_multiplier):
+            x, y = batches.next()
+            loss += train_batch(net, criteria, x, y, args.virtual_batch_multiplier)
+        print(float(loss))
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+# tstandley/taskgrouping, train_taskonomy.py
+def test_the_sum_of_a_window_of_several_losses_is_no_growing_one() -> None:
+    assert codes(VIRTUAL) == set()
+
+
+PIECES = """\
+def train(net, loader, optimizer, args):
+    for x, y in loader:
+        optimizer.zero_grad()
+        for i in range(0, len(x), args.microbatch):
+            net(x[i : i + args.microbatch], y[i : i + args.microbatch]).loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_number_of_the_simulation_is_told_as_one() -> None:
+    (finding,) = check_text(PIECES, "train.py", dataclasses.replace(EVERYTHING, min_confidence=Confidence.LOW)).findings
+    assert finding.code == "ACC001"
+    assert "is k times too large; with k = " in finding.message
+
+
+COUNTED = """\
+import torch
+
+
+def train(net, loader, crit, {k}=4):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for epoch in range(9):
+        for step, (x, y) in enumerate(loader):
+            optimizer.zero_grad()
+            (crit(net(x), y) / {k}).backward()
+            if (step + 1) % {k} == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+"""
+
+
+def test_the_others_of_a_window_are_counted_without_an_earlier_rest() -> None:
+    text = COUNTED.format(k="accumulation_steps")
+    (finding,) = check_text(text, "train.py", EVERYTHING).findings
+    assert finding.code == "ACC002"
+    assert "only 1 of 4 micro-batches" in finding.message

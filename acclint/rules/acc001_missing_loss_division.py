@@ -266,8 +266,8 @@ def _undivided(view: View) -> Iterator[Report]:
             levels.append(Confidence.LOW)
             assumptions.append(("what is summed up in a loop are not the samples of the micro-batch", term.span))
         k = view.k_phrase()
-        times = f"{k} times" if k.startswith("`") else f"{view.k} times"
-        example = f"; with {view.k_text} = {view.k}: {view.k}.00x" if k.startswith("`") else f" ({view.k}.00x)"
+        name = view.k_text if k.startswith("`") else k
+        example = f" ({view.k}.00x)" if k.isdigit() else f"; with {name} = {view.k}: {view.k}.00x"
         severity = scale_severity(view)
         harm = ""
         if severity.value == "warning" and view.lane.optimizer is not None:
@@ -276,7 +276,7 @@ def _undivided(view: View) -> Iterator[Report]:
         yield Report(
             backward.span,
             f"the mean loss is not divided by the number of accumulated micro-batches: the gradient that reaches "
-            f"{owner_phrase(view)} is {times} too large{example}{harm}",
+            f"{owner_phrase(view)} is {k} times too large{example}{harm}",
             severity,
             weaker(*levels),
             notes=tuple(view.related()),

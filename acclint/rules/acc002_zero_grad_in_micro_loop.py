@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -118,7 +119,9 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         for span, cases in places.items():
             if len(cases) * 2 < len(view.closed):
                 continue
-            event, window = max(cases, key=lambda case: len(case[1].seen))
+            # A window that also holds what an earlier pass has left over is none to tell numbers of.
+            sizes = Counter(len(window.seen) for _, window in cases)
+            event, window = max(cases, key=lambda case: (sizes[len(case[1].seen)], -len(case[1].seen)))
             found.append(_report(view, span, event, window))
     return found
 
@@ -207,9 +210,10 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     kept = len([number for number in window.seen if window.row.get(number)])
     k = view.k_phrase()
     if kept:
+        several = len({view.run.backwards[number].site for number in window.seen}) > 1
+        what = "backward calls" if several else "micro-batches"
         message = (
-            f"gradients are zeroed inside the accumulation window: only {kept} of {total} micro-batches reach the "
-            "update of "
+            f"gradients are zeroed inside the accumulation window: only {kept} of {total} {what} reach the update of "
             f"{owner_phrase(view)}, the others are computed and thrown away"
         )
         if k.startswith("`"):

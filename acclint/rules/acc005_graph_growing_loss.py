@@ -146,14 +146,18 @@ def _judge(run: Run) -> list[Report]:
         if event.span not in by_place and event.data["holder"] not in run.popped:
             outputs.setdefault(event.span, []).append(event)
     for events in outputs.values():
-        reports = [_outputs(run, event) for event in events]
+        kept = [term for event in events for term in event.data["terms"]]
+        reports = [_outputs(run, event, kept) for event in events]
         if all(reports) and reports[-1] is not None:
             found.append(reports[-1])
     return found
 
 
-def _outputs(run: Run, event: Event) -> Report | None:
-    """Results of the model, not losses, that are collected with their graphs over several batches."""
+def _outputs(run: Run, event: Event, kept: list[Term]) -> Report | None:
+    """Results of the model, not losses, that are collected with their graphs over several batches.
+
+    `kept` are those of all calls of the place.
+    """
     terms: tuple[Term, ...] = event.data["terms"]
     batches: tuple[frozenset[int], ...] = event.data["batches"]
     loop = _turning(list(terms))
@@ -177,6 +181,8 @@ def _outputs(run: Run, event: Event) -> Report | None:
     if run.of("autograd.grad"):
         return None
     name = event.data["target"] or "the list"
+    if all(sent) and _of_one_window(loop, list(terms), kept):
+        return None
     if all(sent):
         level, severity = Confidence.MEDIUM, Severity.WARNING
         message = f"`{name}` keeps the autograd graph of every batch's output: host memory grows; keep `.detach()`"
@@ -270,7 +276,8 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
     level = weaker(level, _reach(event), Confidence.MEDIUM if beside else Confidence.HIGH)
     sent |= beside
     name = event.data["target"] or "the list"
-    if sent and (event.data["size"] < loop.turns or _of_one_window(run, loop, group)):
+    alike = [term for term in run.terms if term.site == site]
+    if sent and (event.data["size"] < loop.turns or _of_one_window(outer, group, alike)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "
@@ -306,11 +313,10 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
     )
 
 
-def _of_one_window(run: Run, loop: Loop, group: list[Term]) -> bool:
+def _of_one_window(loop: Loop, group: list[Term], alike: list[Term]) -> bool:
     """Whether what is kept is of one entry of a loop over a window's micro-batches, which is entered several times."""
     entries = [
-        {one.entry for term in terms if term.site == group[0].site for one, _ in term.loops if one.span == loop.span}
-        for terms in (group, run.terms)
+        {one.entry for term in terms for one, _ in term.loops if one.span == loop.span} for terms in (group, alike)
     ]
     of_micro_batches = loop.level == "window" or (loop.kind == "count" and loop.named)  # `for i in range(iter_size)`
     return of_micro_batches and len(entries[0]) == 1 < len(entries[1])

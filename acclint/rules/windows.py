@@ -248,8 +248,11 @@ class View:
         return self.k_text
 
     def k_phrase(self) -> str:
-        """`args.accum` (simulated as 4), or the number."""
-        return f"`{self.k_text}`" if self.k_text and not self.k_text.isdigit() else str(self.k)
+        """`args.accum` (simulated as 4), or the number; "k" where the number is only that of the simulation."""
+        if self.k_text and not self.k_text.isdigit():
+            return f"`{self.k_text}`"
+        made_up = not self.k_text and self.micro is not None and not self.micro.known_length
+        return "k" if made_up else str(self.k)
 
     def related(self) -> list[tuple[str, Span]]:
         found: list[tuple[str, Span]] = []

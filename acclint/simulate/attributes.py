@@ -75,7 +75,7 @@ class Attributes(Items):
         if kind is Tensor:
             return self.tensor_attribute(value, name)
         if kind is Param:
-            if name == "grad":
+            if name in ("grad", "_grad"):
                 return v.Grad(value.owner, dict(self.row_of(value.owner)), True)
             if name == "data":
                 return value
@@ -211,7 +211,7 @@ class Attributes(Items):
         if getattr(value, "name", "")[:1] == "<" and isinstance(getattr(value, "name", None), str):
             value.name = name
             self.recognise(value)
-        if name == "grad" and kind in (Param, Opaque):
+        if (name == "grad" and kind in (Param, Opaque)) or (name == "_grad" and kind is Param):
             owner = base.owner if kind is Param else self.owner_of(base)
             if value is None:
                 self.zero(frozenset((owner,)), span, "grad = None")

@@ -67,13 +67,13 @@ class Frameworks(Operators):
         """
         if type(value) is v.Scheduler:
             value = copy(value)
-            value.gate = owner
+            value.gate = owner if owner.schedules else None
         elif type(value) is v.Optimizer:
             value.gate = owner
         elif type(value) is Opaque and names.is_optimizer_name(value.name):
             self.as_optimizer(value).gate = owner
         elif type(value) is Opaque and names.is_scheduler_name(value.name):
-            self.as_scheduler(value).gate = owner
+            self.as_scheduler(value).gate = owner if owner.schedules else None
         return value
 
     def scaler_method(

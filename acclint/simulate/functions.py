@@ -666,6 +666,7 @@ def _accelerator(m: Machine, args: list[Value], keywords: dict[str, Value], span
         steps = m.number(steps.key, steps.name, "" if m.world.role_of(steps.key, steps.name) else "k")
     made = v.Accelerator("<accelerator>", steps, "**" not in keywords)
     made.engine = keywords.get("deepspeed_plugin") is not None
+    made.schedules = keywords.get("step_scheduler_with_optimizer") is not False
     return made
 
 

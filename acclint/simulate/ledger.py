@@ -119,6 +119,10 @@ class Ledger:
             for key in self._lanes_on(owner):
                 self._wait(key).edits.append(event)
 
+    def held(self, covers: Callable[[Owner], bool]) -> set[int]:
+        """The backward calls whose gradients are there now."""
+        return {number for owner in self.covered(covers) for number in self.rows[owner]}
+
     def replace(self, owner: Owner, row: dict[int, Number]) -> None:
         for one in self.covered(lambda other: other.within(owner)) or [owner]:
             self.rows[one] = dict(row)

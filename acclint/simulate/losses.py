@@ -69,7 +69,7 @@ class Losses(Ownership):
             if value.terms is None:
                 reduction = value.reduction if value.reduction in ("mean", "sum") else "unknown"
                 term = self.new_term(value.owners, reduction, value.name, span, value.batch) if value.graph else None
-                value.terms = {term: 1} if term is not None else {}
+                value.terms = {term: value.factor} if term is not None else {}
             return value
         kept = value.attrs.get("<loss>") if type(value) is Opaque else None
         if type(kept) is Tensor:

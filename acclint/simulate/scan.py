@@ -205,8 +205,7 @@ class Scanner:
                 assert isinstance(one, p.Attr)
                 found.attrs.add(one.name)
                 found.grows |= one.name in ("append", "extend", "add_")
-                if one.name == "grad":
-                    found.grad = True
+                found.grad |= one.name in ("grad", "_grad")
             elif kind is p.Extern:
                 assert isinstance(one, p.Extern)
                 found.attrs.add(one.path.rpartition(".")[2])

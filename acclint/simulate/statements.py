@@ -32,6 +32,7 @@ from acclint.simulate.world import Restart, Stop
 
 # How many answers are given up because they led to an error.
 MAX_AVOIDED = 4
+_IN_PLACE = {"+": "__iadd__", "-": "__isub__", "*": "__imul__", "/": "__itruediv__"}
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
 Leave = Callable[[], object]
@@ -96,6 +97,13 @@ class Statements(Expressions):
         old = self.eval(target, frame)
         new = self.eval(stmt.value, frame)
         if type(old) is Param and self.augment_parameter(old, stmt.op, new, stmt.span):
+            return
+        method = self.member(old.cls, _IN_PLACE.get(stmt.op, "")) if type(old) is Instance else None
+        if type(method) is Closure:
+            bound = Closure(
+                method.function, method.scope, old, owner_class=method.owner_class, defaults=method.defaults
+            )
+            self.assign(target, self.call_value(bound, [new], stmt.span), frame)
             return
         if type(old) is v.Grad and not old.shared and stmt.op in ("+", "-", "*", "/"):
             changed = self.binary(stmt.op, old, new, stmt.span, augmented=True)

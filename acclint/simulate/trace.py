@@ -172,6 +172,7 @@ class Run:
     sample_divisors: set[Number] = field(default_factory=set)  # batch sizes by which numbers of samples are divided
     schedulers: list[Scheduler] = field(default_factory=list)
     optimizers: list[Optimizer] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)  # backward calls whose gradients a model has kept elsewhere
     conditions: dict[str, Condition] = field(default_factory=dict)
     loops: dict[Span, Loop] = field(default_factory=dict)
     terms: list[Term] = field(default_factory=list)
@@ -192,10 +193,9 @@ class Run:
 
     @cached_property
     def used(self) -> frozenset[int]:
-        """The backward calls that have reached an update of any optimizer; known when the run is over."""
-        return frozenset(
-            number for lane in self.lanes for window in lane.windows if window.update for number in window.row
-        )
+        """The backward calls that have reached an update of any optimizer, or are kept; known when the run is over."""
+        closed = (window for lane in self.lanes for window in lane.windows if window.update)
+        return frozenset(number for window in closed for number in window.row) | self.kept
 
     def of(self, *kinds: str) -> list[Event]:
         return [event for event in self.events if event.kind in kinds]

@@ -31,6 +31,8 @@ _LEAVES_GRADIENTS = word_set(
     "clip norm none missing check log print plot track stats has is get compute histogram nan inf penalty loss "
     "validate valid verify finite"
 )
+# In the name of a method that keeps the gradients of a model elsewhere, or puts them back: `model.add_copy_grad()`.
+_KEEPS = word_set("copy add store save restore accumulate collect stash backup swap")
 _NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
 
 
@@ -168,6 +170,10 @@ class Unknown(Modules):
                 return
         self.note_edit(what, values, span)
 
+    def within_a_pass(self, batch: frozenset[int]) -> frozenset[int]:
+        """The data that a call is given, outside of a pass over it none: the number of labels, a model for so many."""
+        return batch if any(loop.level != "outer" for loop in self.loops) else frozenset()
+
     def note_edit(self, what: str, values: list[Value], span: Span) -> None:
         """A call of something that scales gradients, by its name, with what has them."""
         words = set(names.words(what))
@@ -179,6 +185,12 @@ class Unknown(Modules):
                 event = self.event("edit", span, how="unknown", what=what)
                 self.ledger.edit(self.covers(owners), lambda a: a, event)
                 self.unsure_edit(owners, event)
+
+    def hand_on(self, what: str, model: Opaque, span: Span) -> None:
+        """A method of an unknown model that keeps its gradients elsewhere, by its name: none of them is lost."""
+        if _KEEPS & set(names.words(what)):
+            self.note_edit(what, [model], span)
+            self.run.kept |= self.ledger.held(self.covers(self.owners_of(model)))
 
     def opaque_method(
         self,
@@ -216,6 +228,8 @@ class Unknown(Modules):
             self.may_zero(name, span)
         if "<optimizer>" in base.attrs and HANDLES_GRADIENTS & set(names.words(name)):
             self.event("opaque", span, what=name, value=base)
+        if self.is_module_like(base) and not base.batch and {"grad", "grads", "gradients"} & set(names.words(name)):
+            self.hand_on(name, base, span)
         if names.may_zero(name) and not args and self.is_module_like(base) and not base.batch:
             self.may_zero(name, span)
         if name in ("step", "step_update", "step_and_update_lr", "update_lr"):
@@ -408,7 +422,8 @@ class Unknown(Modules):
         for one in values:
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
                 self.engine_driven.append((one, path))
-        made_once = not self.loops or not self.batch_of(values)
+        batch = self.within_a_pass(self.batch_of(values))
+        made_once = not batch
         if last[:1].isupper() and not self.graph_owners(values) and made_once:
             key = f"{path}@{span.row}"
             made = self.opaque(key, "<" + last)
@@ -420,8 +435,6 @@ class Unknown(Modules):
             return made
         self.note_opaque(path, values, span)
         owners = self.graph_owners(values)
-        # What is made of data before any loop is no micro-batch: the number of labels, a model for it.
-        batch = self.batch_of(values) if self.loops else frozenset()
         loaders = [
             one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
         ]

@@ -207,11 +207,13 @@ class Updates(Losses):
         return made
 
     def end_of_parts(self, parts: Value, milestones: Value, span: Span) -> Value:
-        """Where schedules behind each other end: the length of the last one behind the last milestone; None if unknown."""
+        """Where schedules behind each other end: that of the last one behind the last milestone; None if unknown."""
         if not (isinstance(parts, list) and parts and isinstance(milestones, (list, tuple)) and milestones):
             return None
         counts = parts[-1].attrs.get("<counts>", {}) if type(parts[-1]) is v.Scheduler else {}
-        begin, length = (self.as_number(one) for one in (milestones[-1], counts.get("T_max", counts.get("total_iters"))))
+        begin, length = (
+            self.as_number(one) for one in (milestones[-1], counts.get("T_max", counts.get("total_iters")))
+        )
         return None if begin is None or length is None else self.binary("+", begin, length, span)
 
     def settle_schedules(self) -> None:

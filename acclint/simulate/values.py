@@ -320,10 +320,11 @@ class Scaler:
 class Accelerator:
     """accelerate's Accelerator. `steps` is its own window; `count` how many blocks of accumulate() it has seen.
 
-    `engine` says that what it prepares is DeepSpeed's, which zeroes behind its updates and at no other time.
+    `engine` says that what it prepares is DeepSpeed's, which zeroes behind its updates and at no other time;
+    `schedules` that prepared schedulers are stepped with the updates only.
     """
 
-    __slots__ = ("attrs", "count", "engine", "entered", "known", "name", "steps", "sync")
+    __slots__ = ("attrs", "count", "engine", "entered", "known", "name", "schedules", "steps", "sync")
 
     def __init__(self, name: str, steps: Value, known: bool) -> None:
         self.name = name
@@ -333,6 +334,7 @@ class Accelerator:
         self.sync = True
         self.entered = False
         self.engine = False
+        self.schedules = True
         self.attrs: dict[str, Value] = {}
 
 
