@@ -214,7 +214,11 @@ class Updates(Losses):
         begin, length = (
             self.as_number(one) for one in (milestones[-1], counts.get("T_max", counts.get("total_iters")))
         )
-        return None if begin is None or length is None else self.binary("+", begin, length, span)
+        return (
+            None
+            if begin is None or length is None
+            else self.derived(numeric(begin) + numeric(length), span, begin, length)
+        )
 
     def settle_schedules(self) -> None:
         """Lengths of schedules that nobody had used as a number when they were given: the run knows them by now."""
