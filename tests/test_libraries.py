@@ -1377,3 +1377,82 @@ def test_the_others_of_a_window_are_counted_without_an_earlier_rest() -> None:
     (finding,) = check_text(text, "train.py", EVERYTHING).findings
     assert finding.code == "ACC002"
     assert "only 1 of 4 micro-batches" in finding.message
+
+
+HEADS = """\
+import torch
+from torch import nn
+
+
+class Darknet(nn.Module):
+    def __init__(self, parts):
+        super().__init__()
+        self.parts = nn.ModuleList(make(one) for one in parts)
+
+    def forward(self, x, targets):
+        loss, outputs = 0, []
+        for part in self.parts:
+            if part.kind == "head":
+                x, part_loss = part(x, targets)
+                loss += part_loss
+                outputs.append(x)
+        return loss, outputs
+
+
+def train(parts, loader, args):
+    model = Darknet(parts)
+    optimizer = torch.optim.Adam(model.parameters())
+    for i, (x, y) in enumerate(loader):
+        loss, outputs = model(x, y)
+        loss.backward()
+        if {test}:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+# ghimiredhikura/Complex-YOLOv3, train.py: the parts of the model come out of a file of settings.
+def test_a_loss_that_nothing_was_added_to_in_the_abstract_is_one() -> None:
+    assert codes(HEADS.format(test="i % args.gradient_accumulations")) == {"ACC006"}
+
+
+UNPACKED = """\
+import torch
+
+
+def train(model, loader, args):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, batch in enumerate(loader, 1):
+        _, _, {name} = model(**batch)
+        {name}.backward()
+        if i % args.accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+# facebookresearch/FiD, train_retriever.py
+def test_what_a_model_returns_under_the_name_of_a_loss_is_one() -> None:
+    assert codes(UNPACKED.format(name="train_loss")) == {"ACC001"}
+    assert codes(UNPACKED.format(name="third")) == set()
+
+
+STARTED = """\
+import torch
+
+
+def train(model, loader, args, crit):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(args.start_epoch, args.epochs + 1):
+        for i, (x, y) in enumerate(loader):
+            step = len(loader) * (epoch - 1) + i + 1
+            (crit(model(x), y) / args.subdivisions).backward()
+            if step % args.subdivisions == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+"""
+
+
+# maudzung/Complex-YOLOv4-Pytorch, src/train.py: its epochs are counted from 1.
+def test_a_counter_below_zero_has_begun_elsewhere() -> None:
+    assert codes(STARTED) == set()

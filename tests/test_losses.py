@@ -10,8 +10,10 @@ LOOP = """\
 import torch
 from torch import nn
 import torch.nn.functional as F
+import settings
 
-data = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(10)]
+batch_size = settings.batch_size
+data = [(torch.randn(batch_size, 3), torch.randn(batch_size, 2)) for _ in range(10)]
 net = nn.Linear(3, 2)
 opt = torch.optim.SGD(net.parameters(), lr=0.1)
 mask = torch.ones(4, 2)
@@ -41,9 +43,11 @@ DIVIDED = (
     "(each * mask).sum() / mask.sum() / 5",
     "-(torch.log_softmax(net(x), 1) * y).sum(1).mean() / 5",
     "((1 - F.cosine_similarity(net(x), y)) / 5).mean()",
+    'F.mse_loss(net(x), y, reduction="sum") / (5 * batch_size)',
 )
 UNDIVIDED = (
     'F.mse_loss(net(x), y, reduction="sum") / y.numel()',
+    'F.mse_loss(net(x), y, reduction="sum") / (batch_size * 2)',
     "each.mean()",
     "(each * 1.0).mean()",
     "(each * mask).sum() / mask.sum()",

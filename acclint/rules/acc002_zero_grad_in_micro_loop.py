@@ -210,7 +210,7 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     kept = len([number for number in window.seen if window.row.get(number)])
     k = view.k_phrase()
     if kept:
-        several = len({view.run.backwards[number].site for number in window.seen}) > 1
+        several = len({_made_at(view.run.backwards[number]) for number in window.seen}) > 1
         what = "backward calls" if several else "micro-batches"
         message = (
             f"gradients are zeroed inside the accumulation window: only {kept} of {total} {what} reach the update of "

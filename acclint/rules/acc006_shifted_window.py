@@ -450,7 +450,7 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         return None  # k may be shorter at first, and come to its length later.
     first = next(window for window in view.closed if window.seen)
     counter = numeric(gate.counter)
-    if counter is not None and counter > view.k:
+    if counter is not None and not 0 <= counter <= view.k:
         return None  # A counter that starts somewhere: the windows are in phase with it from then on.
     if sizes[0] > 1 and _weighs_one(view, first) and all(_weighs_one(view, window) for window in view.full):
         return None

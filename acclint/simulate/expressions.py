@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.simulate import values as v
 from acclint.simulate.conditions import Conditions
 from acclint.simulate.core import Frame
@@ -368,6 +369,10 @@ class Expressions(Conditions):
         if given:
             # `model, optimizer = setup(model, optimizer)`: what comes back under its own name is the same thing.
             items = [given.get(text(target), item) for target, item in zip(targets, items, strict=False)]
+        if type(value) is Opaque and value.graph and value.hint == "forward":
+            for target, item in zip(targets, items, strict=False):
+                if type(item) is Opaque and names.is_loss_name(text(target)):
+                    item.hint = "output"  # `_, train_loss = model(batch)`, as `model(batch)[0]`
         if stars and len(items) >= len(targets) - 1:
             at = stars[0]
             tail = len(targets) - at - 1

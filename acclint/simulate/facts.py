@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -57,17 +57,20 @@ def window_size(run: Run, window: Window) -> int:
 
 def common_size(run: Run, lane: Lane) -> int:
     """The nominal window of the lane's closed windows."""
-    return nominal_size(window_size(run, window) for window in lane.windows if window.update is not None)
+    closed = [window for window in lane.windows if window.update is not None]
+    said = {guard.modulus for window in closed if window.update is not None for guard in window.update.guards}
+    return nominal_size((window_size(run, window) for window in closed), said)
 
 
-def nominal_size(sizes: Iterable[int]) -> int:
-    """The most frequent size of windows, the larger one of near equals; 0 without any.
+def nominal_size(sizes: Iterable[int], said: Collection[object] = ()) -> int:
+    """The most frequent size of windows; of near equals one that a window test says, or the larger one; 0 without any.
 
     Of a pass with two full windows, the first and the last one may be of one micro-batch each.
     """
     counts = Counter(sizes)
     usual = max(counts.values(), default=0)
-    return max((size for size, count in counts.items() if count >= _NEARLY * usual), default=0)
+    likely = [size for size, count in counts.items() if count >= _NEARLY * usual]
+    return max([size for size in likely if size in said] or likely, default=0)
 
 
 def micro_loops(run: Run, lane: Lane) -> set[Span]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -207,15 +208,16 @@ class Losses(Ownership):
             own = type(other) is Num or not loss.batch
             own = own or (other.batch <= loss.batch and (not parts or bool(other.batch & parts)))
             if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
+                steps = self.steps_in(other) if type(other) is Num else 1
                 return Tensor(
                     loss.owners,
                     True,
                     {
-                        self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): weight
+                        self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): weight * Fraction(1, steps)
                         for weight in loss.terms.values()
                     },
                     batch=loss.batch,
-                    divisors=loss.divisors,
+                    divisors=loss.divisors if steps == 1 else (*loss.divisors, (steps, True, span)),
                 )
             if type(other) is Num:
                 return self.scaled(loss, Fraction(1, int(other.v)) if other.v else 1, (other.v, False, span))
@@ -231,6 +233,17 @@ class Losses(Ownership):
         factor = Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount
         known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number)) or named
         return self.scaled(loss, factor, (amount, named, span), sure=known)
+
+    def steps_in(self, size: Num) -> int:
+        """The accumulation steps in a product with a batch size (`k * batch_size`), 1 if there are none."""
+        if not all(root in self.numbers for root in size.roots):
+            return 1  # read off the data
+        numbers = {root: self.numbers[root].v for root in size.roots}
+        steps = [one for root, one in numbers.items() if self.role_of_root(root) == "k"]
+        whole = math.prod(numbers.values())
+        left = size.v / whole if whole and isinstance(whole, int) else 0
+        found = math.prod(steps) * (left if left in self.world.literal_ks else 1)
+        return int(found) if found and left and left == int(left) else 1
 
     def divided_each(self, value: Tensor, other: Value, span: Span) -> Tensor:
         """The losses of single samples divided by a number, which divides their mean or sum, too."""
@@ -310,8 +323,8 @@ class Losses(Ownership):
 
     def fresh(self, value: Value, owners: Owners, batch: frozenset[int], span: Span, size: Value) -> Value:
         """A forward pass's result with terms of its own, owned by the module that was called."""
-        if value in ([], {}):
-            value = None  # It is filled under conditions that the text does not decide.
+        if value in ([], {}, 0) and value is not False:
+            value = None  # It is filled, or summed up, under conditions that the text does not decide.
         if isinstance(value, tuple) and not (value and isinstance(value[0], str)):
             return tuple(self.fresh(one, owners, batch, span, size) for one in value)
         if isinstance(value, dict):
