@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -403,12 +404,9 @@ class Losses(Ownership):
         """A tensor with a graph that holds loss terms of several iterations."""
         if not value.graph or not value.terms or len(value.terms) < 2:
             return
-        sites: dict[tuple[Span, ...], int] = {}
-        for term in value.terms:
-            sites[term.site] = sites.get(term.site, 0) + 1
-        if max(sites.values()) > 1:
+        size = _most_turns(value.terms)
+        if size > 1:
             evaluating = all(self.in_evaluation(term.owners) for term in value.terms)
-            size = max(sites.values())
             self.event("keep", span, target=target, terms=tuple(value.terms), size=size, evaluating=evaluating)
 
     def watch_kept(
@@ -443,12 +441,9 @@ class Losses(Ownership):
                     kept += list(inner.attrs["<loss>"].terms or ())
                 elif id(inner) in self.outputs:
                     outputs.append(self.outputs[id(inner)])
-        sites: dict[tuple[Span, ...], int] = {}
-        for term in kept:
-            sites[term.site] = sites.get(term.site, 0) + 1
-        if sites and max(sites.values()) > 1:
+        size = _most_turns(kept)
+        if size > 1:
             evaluating = all(self.in_evaluation(term.owners) for term in kept)
-            size = max(sites.values())
             self.event(
                 "keep",
                 span,
@@ -470,6 +465,14 @@ class Losses(Ownership):
                 evaluating=all(self.in_evaluation(one.owners) for one, _ in same),
                 known=all(type(one) is Tensor for one, _ in same),
             )
+
+
+def _most_turns(terms: Iterable[Term]) -> int:
+    """In how many turns of its loops the place that made most of some terms made them."""
+    turns: dict[tuple[Span, ...], set[Any]] = {}
+    for term in terms:
+        turns.setdefault(term.site, set()).add(term.loops)
+    return max(map(len, turns.values()), default=0)
 
 
 def _leaves(value: Value, depth: int = 0) -> list[Value]:
