@@ -217,7 +217,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
         notes = [*notes, ("the schedule's length", scheduler.span)]
     taken: list[tuple[str, Span | None]] = list(view.notes())
     if BATCHES in roots_of(_horizon(scheduler)):
-        confidence = weaker(confidence, Confidence.MEDIUM if view.run.batch_sizes else Confidence.LOW)
+        same = view.run.batch_sizes & view.run.sample_divisors
+        confidence = weaker(confidence, Confidence.MEDIUM if same else Confidence.LOW)
         taken.append(("the samples divided by the batch size are taken for the length of the loader", None))
     if per_micro:
         if unit.startswith("micro-batches"):

@@ -42,6 +42,7 @@ class Attributes(Items):
     def accelerator_steps(self, owner: v.Accelerator) -> Value:
         """The accumulation steps. Where nobody sets them, but the window is used, the launcher or environment does."""
         if owner.steps is None and self.world.accumulates:
+            owner.told = False
             owner.steps = self.number(f"{owner.name}.gradient_accumulation_steps", "gradient_accumulation_steps")
         return 1 if owner.steps is None else owner.steps
 
@@ -95,10 +96,10 @@ class Attributes(Items):
                 return value
             return v.Bound(value, name)
         if kind is v.Accelerator:
-            if name == "sync_gradients":
-                return value.sync
-            if name == "gradient_accumulation_steps":
-                return self.accelerator_steps(value)
+            if name in ("sync_gradients", "gradient_accumulation_steps"):
+                steps = self.accelerator_steps(value)
+                value.told = True  # Who reads it expects that the launcher sets the number.
+                return value.sync if name == "sync_gradients" else steps
             if name == "num_processes":
                 return self.number(f"{value.name}.{name}", name, "world")
             if name == "optimizer_step_was_skipped":

@@ -83,7 +83,7 @@ def _len(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) 
         return m.number(f"len({value.key})", "length", role)
     if kind is Range:
         return len(m.listed(value))
-    return m.opaque(f"len:{span.row}", "<length>")
+    return m.number(f"len({span.row}:{span.column})", "length")
 
 
 def _enumerate(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:

@@ -321,10 +321,11 @@ class Accelerator:
     """accelerate's Accelerator. `steps` is its own window; `count` how many blocks of accumulate() it has seen.
 
     `engine` says that what it prepares is DeepSpeed's, which zeroes behind its updates and at no other time;
-    `schedules` that prepared schedulers are stepped with the updates only.
+    `schedules` that prepared schedulers are stepped with the updates only; `told` that the program says or reads its
+    steps, which the launcher may set as well.
     """
 
-    __slots__ = ("attrs", "count", "engine", "entered", "known", "name", "schedules", "steps", "sync")
+    __slots__ = ("attrs", "count", "engine", "entered", "known", "name", "schedules", "steps", "sync", "told")
 
     def __init__(self, name: str, steps: Value, known: bool) -> None:
         self.name = name
@@ -335,6 +336,7 @@ class Accelerator:
         self.entered = False
         self.engine = False
         self.schedules = True
+        self.told = True
         self.attrs: dict[str, Value] = {}
 
 
