@@ -1456,3 +1456,58 @@ def train(model, loader, args, crit):
 # maudzung/Complex-YOLOv4-Pytorch, src/train.py: its epochs are counted from 1.
 def test_a_counter_below_zero_has_begun_elsewhere() -> None:
     assert codes(STARTED) == set()
+
+
+GIVEN = """\
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+
+class Trainer:
+    def __init__(self, model, config, train_dataset=None, scheduler=None):
+        self.model, self.config = model, config
+        self.samples, self.scheduler = train_dataset, scheduler
+        if self.samples is not None:
+            self.loader = torch.utils.data.DataLoader(self.samples, batch_size=config.batch_size)
+
+    def train(self):
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        each = len(self.samples) // self.config.batch_size
+        schedule = get_linear_schedule_with_warmup(optimizer, 0, self.config.epochs * each{updates})
+        for epoch in range(self.config.epochs):
+            for i, batch in enumerate(self.loader, 1):
+                (self.model(**batch).loss / self.config.grad_accumulation).backward()
+                if i % self.config.grad_accumulation == 0:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                schedule.step()
+"""
+
+
+# st81/kaggle-feedback-prize-effectiveness, src/trainer/trainer_native_pytorch.py
+def test_what_a_training_is_made_of_is_given_to_a_constructor() -> None:
+    assert codes(GIVEN.format(updates="")) == set()
+    assert codes(GIVEN.format(updates=" // self.config.grad_accumulation")) == {"ACC004"}
+
+
+TASKS_BY_DESIGN = """\
+import higher
+import torch
+
+
+def step(model, tasks, crit, args):
+    outer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    for tasks in args.rounds:
+        outer.zero_grad()
+        for task in range(tasks.size(0)):
+            with higher.innerloop_ctx(model, inner, copy_initial_weights=False) as (fast, optimizer):
+                optimizer.step(crit(fast(tasks[task][0]), tasks[task][1]))
+                crit(fast(tasks[task][2]), tasks[task][3]).backward()
+        outer.step()
+"""
+
+
+# schlagercollin/meta-learning-music, train_maml.py: the meta-gradient of MAML is a sum over tasks.
+def test_the_sum_over_tasks_of_a_differentiable_inner_loop_is_meant() -> None:
+    assert codes(TASKS_BY_DESIGN) == set()

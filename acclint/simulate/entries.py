@@ -28,6 +28,7 @@ _COUNTERS = word_set(
     "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id "
     "micro_step micro_idx micro_batch_idx accum_step"
 )
+_TRAINS = frozenset({"model", "dataset", "datasets", "criterion", "scaler", "accelerator", "net", "network"})
 # Lightning calls these without gradients.
 _NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
 _FRAMEWORK_BASES = ("Callback", "Hook", "Function")  # whoever has them calls their methods
@@ -189,12 +190,30 @@ def _instance(machine: Machine, cls: ClassValue) -> Instance:
     """An object of a class, made with unknown arguments; one per class and run."""
     kept = machine.instances.get(cls.name)
     if kept is None:
-        made = machine.instantiate(cls, [], {}, cls.node.span)
+        made = machine.instantiate(cls, [], _expected(machine, cls), cls.node.span)
         # The file's own optimizer class makes an optimizer; its methods still need a `self`.
         kept = made if isinstance(made, Instance) else Instance(cls, None, f"{cls.name}@{cls.node.span.row}")
         machine.instances[cls.name] = kept
         _set_up(machine, cls, kept)
     return kept
+
+
+def _expected(machine: Machine, cls: ClassValue) -> dict[str, Value]:
+    """Arguments of a constructor that are None by default, but of things that a training is made of."""
+    init = machine.member(cls, "__init__")
+    if type(init) is not Closure:
+        return {}
+    names_given = [one.name for one in init.function.parameters if init.defaults.get(one.name, 0) is None]
+    return {name: machine.opaque(f"__init__.{name}", name) for name in names_given if _is_of_training(name)}
+
+
+def _is_of_training(name: str) -> bool:
+    return (
+        names.is_loader_name(name)
+        or names.is_optimizer_name(name)
+        or names.is_scheduler_name(name)
+        or not _TRAINS.isdisjoint(names.words(name))
+    )
 
 
 def _set_up(machine: Machine, cls: ClassValue, instance: Instance) -> None:

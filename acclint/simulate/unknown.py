@@ -33,6 +33,7 @@ _LEAVES_GRADIENTS = word_set(
 )
 # In the name of a method that keeps the gradients of a model elsewhere, or puts them back: `model.add_copy_grad()`.
 _KEEPS = word_set("copy add store save restore accumulate collect stash backup swap")
+_META_LEARNING = ("higher.", "learn2learn.", "torchmeta.")
 _NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
 
 
@@ -419,6 +420,8 @@ class Unknown(Modules):
             return None
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last)
+        if path.startswith(_META_LEARNING):
+            self.run.notes.append(("losses of several tasks may be summed by design", span))
         for one in values:
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
                 self.engine_driven.append((one, path))
