@@ -1511,3 +1511,56 @@ def step(model, tasks, crit, args):
 # schlagercollin/meta-learning-music, train_maml.py: the meta-gradient of MAML is a sum over tasks.
 def test_the_sum_over_tasks_of_a_differentiable_inner_loop_is_meant() -> None:
     assert codes(TASKS_BY_DESIGN) == set()
+
+
+XLA = """\
+import torch
+import torch_xla.core.xla_model as xm
+
+
+def train(model, loader, args):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for step, batch in enumerate(loader, 1):
+        loss = model(**batch).loss{divided}
+        loss.backward()
+        if step % args.gradient_accumulation_steps == 0:
+            xm.optimizer_step(optimizer)
+            optimizer.zero_grad()
+"""
+
+
+# allenai/tpu_pretrain, pretrain.py
+def test_xla_steps_the_optimizer_that_it_is_given() -> None:
+    assert codes(XLA.format(divided=" / args.gradient_accumulation_steps")) == set()
+    assert codes(XLA.format(divided="")) == {"ACC001"}
+
+
+PARTLY = """\
+import torch
+import torch.nn.functional as F
+
+
+def masked_loss(model, x, y):
+    if not y.any():
+        return None, 0.0
+    loss = F.cross_entropy(model(x), y, reduction="none")
+    return loss.sum() / y.numel(), 1.0
+
+
+def train(model, loader, args):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    accum_steps = args.batch_size // args.local_batch_size
+    for step, (x, y) in enumerate(loader, 1):
+        loss, shown = masked_loss(model, x, y)
+        if loss is not None:
+            {backward}
+        if step % accum_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+# QuentinFitteRey/LLada-Reasoning, sft_training/sft_train_new_dataset.py
+def test_a_loss_that_may_be_none_is_there() -> None:
+    assert codes(PARTLY.format(backward="(loss / accum_steps).backward()")) == set()
+    assert codes(PARTLY.format(backward="loss.backward()")) == {"ACC001"}

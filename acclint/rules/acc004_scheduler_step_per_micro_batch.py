@@ -346,7 +346,7 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
     if BATCHES in roots_of(length) and view.run.batch_sizes and not view.run.batch_sizes & view.run.sample_divisors:
         return ""  # Divided by something else than the batch size of a loader.
     horizon = float(numeric(length))
-    around = [loop for loop, _ in first.event.loops]
+    around = [loop for loop, _ in first.event.loops if loop.kind != "call"]
     if len(around) == 1 and around[0].kind == "count" and around[0].cut and around[0].total and not roots_of(length):
         whole = around[0].total  # The only loop, of a number of turns that is written down.
         if abs(horizon - whole) < 0.5 or abs(horizon - whole / view.k) < 1:

@@ -225,9 +225,10 @@ class Conditions(Methods):
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
         """`if name == "adam": return Adam(...)` in a factory: the first choice will do."""
         last = body[-1]
+        value = last.value if isinstance(last, p.Return) else None
+        made = isinstance(value, p.Sequence) and not all(isinstance(one, p.Const) for one in value.items)
         return (
-            isinstance(last, p.Return)
-            and isinstance(last.value, (p.Call, p.Sequence))
+            (isinstance(value, p.Call) or made)
             and bool(self.stack)
             and not self.scanner.has_backward(self.stack[-1].body)
         )

@@ -201,9 +201,9 @@ class Losses(Ownership):
             return self.divided_each(value, other, span)
         if type(value) is Tensor and self._by_element(value, other):
             return Tensor(value.owners, True, batch=value.batch | self.batch_of(other), sure=False)
-        if self.is_data(other) or (
-            type(other) is Num and "batch" in {self.role_of_root(root) for root in roots_of(other)}
-        ):
+        sized = type(other) is Num and "batch" in {self.role_of_root(root) for root in roots_of(other)}
+        # `batch_size // micro_batch_size` is no number of samples.
+        if self.is_data(other) or (sized and span not in self.world.k_divisions):
             loss = self.as_loss(value, span)
             parts = loss.batch & self.run.cuts  # The size of a whole batch is no count of a part of it.
             own = type(other) is Num or not loss.batch

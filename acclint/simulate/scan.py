@@ -230,6 +230,8 @@ class Scanner:
             scalers += [name for name in found.own if names.is_scaler_name(name) and name not in self.methods]
             if scalers:
                 words |= {"backward", "step"}
+        if "optimizer_step" in words:
+            words.add("step")  # `xm.optimizer_step(optimizer)` of torch_xla
         result = frozenset(words)
         self._reach[id(body)] = (body, result)
         return result

@@ -418,6 +418,8 @@ class Unknown(Modules):
             return ("scaled", args[0])
         if self.zeroed_by_name(last, values, span):
             return None
+        if last == "optimizer_step" and args and self.could_be_optimizer(args[0]):  # torch_xla's
+            return self.step_method(self.opaque(path, last), "step", args, keywords, span)
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last)
         if path.startswith(_META_LEARNING):
