@@ -13,6 +13,7 @@ from acclint.simulate.methods import Methods
 from acclint.simulate.scan import plain_test, text
 from acclint.simulate.trace import Condition, Guard
 from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor, Value, numeric, roots_of
+from acclint.simulate.world import Restart
 
 _RESUMING = re.compile(
     r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST"
@@ -156,8 +157,12 @@ class Conditions(Methods):
         assert value.modulus is not None
         divisor, _, counter, _ = value.modulus
         unknown = {root for root in roots_of(counter) if self.role_of_root(root) in ("", "limit", "epochs")}
-        if not unknown or not isinstance(stmt, p.If):
+        if not unknown or not isinstance(stmt, p.If) or test.span in self.world.counting:
             return None
+        before = self.counters.setdefault(test.span, counter)
+        if numeric(before) != numeric(counter) and self.loops and self.loops[-1].level == "micro":
+            self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
+            raise Restart
         guard.unknown, guard.key = True, text(test)
         steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
         if not steps or not self.loops or self.scanner.has_backward(stmt.body):

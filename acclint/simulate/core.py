@@ -111,6 +111,7 @@ class Core:
         self.templates: dict[Any, tuple[Value, list[Event]]] = {}
         self.last_batch = False
         self.evaluations: dict[Span, int] = {}
+        self.counters: dict[Span, Value] = {}  # the first that a window test had, where it begins somewhere
         self.wild: dict[Owner, v.Optimizer] = {}
         self.replaying = 0
         self.sent: dict[int, tuple[Tensor, int]] = {}

@@ -70,6 +70,7 @@ class World:
     sample_divisions: set[Span] = field(default_factory=set)  # by a batch size, by its name
     avoiding: dict[str, bool] = field(default_factory=dict)  # answers without which a run ended in an error
     updating: dict[str, bool | None] = field(default_factory=dict)  # outcome of a test under which updates happen
+    counting: set[Span] = field(default_factory=set)  # window tests whose counter counts from an unknown number
     met: set[int] = field(default_factory=set)  # the other files that a run has come to
     on_meeting: Callable[[p.Module], None] | None = None
 
