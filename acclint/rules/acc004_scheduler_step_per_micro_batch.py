@@ -331,6 +331,7 @@ def _horizon(scheduler: Scheduler) -> Value:
 _LENGTHS = ("total_steps", "num_training_steps", "t_total", "T_max", "total_iters", "max_iters")
 # Parts of a schedule: their number says nothing about the whole.
 _PERIODS = ("T_0", "step_size")
+_PARTS = ("LinearLR", "ConstantLR")
 
 
 def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
@@ -346,11 +347,17 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
     if BATCHES in roots_of(length) and view.run.batch_sizes and not view.run.batch_sizes & view.run.sample_divisors:
         return ""  # Divided by something else than the batch size of a loader.
     horizon = float(numeric(length))
+    periodic = not any(numeric(scheduler.attrs["<counts>"].get(name)) is not None for name in _LENGTHS) and any(
+        numeric(scheduler.attrs["<counts>"].get(name)) is not None for name in _PERIODS
+    )
     around = [loop for loop, _ in first.event.loops if loop.kind != "call"]
-    if len(around) == 1 and around[0].kind == "count" and around[0].cut and around[0].total and not roots_of(length):
-        whole = around[0].total  # The only loop, of a number of turns that is written down.
-        if abs(horizon - whole) < 0.5 or abs(horizon - whole / view.k) < 1:
-            return "micro-batches" if abs(horizon - whole) < 0.5 else "updates"
+    if len(around) == 1 and around[0].cut and around[0].total and not roots_of(length):
+        # The only loop, of a number of turns that is written down. A warm-up alone may be of any length.
+        whole = 0 if periodic or scheduler.kind.endswith(_PARTS) else around[0].total
+        if whole and abs(horizon - whole) < 0.5:
+            return "micro-batches"
+        if whole and abs(horizon - whole / view.k) < 1:
+            return "updates"
     factor = 1.0
     epochs = 1.0
     for loop, _ in first.event.loops:
@@ -359,9 +366,6 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
             epochs = max(epochs, loop.turns * _factor(loop))
     total = micro_batches * factor
     windows = total / epochs / view.k
-    periodic = not any(numeric(scheduler.attrs["<counts>"].get(name)) is not None for name in _LENGTHS) and any(
-        numeric(scheduler.attrs["<counts>"].get(name)) is not None for name in _PERIODS
-    )
     if not periodic:
         if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
             return "micro-batches"

@@ -7,11 +7,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
-from acclint.program import Span
+from acclint.program import NOWHERE, Span
 from acclint.rules.base import Detach, Intent, Report, Rule
 from acclint.rules.windows import held, turning, weaker
 from acclint.simulate.trace import Backward, Event, Loop, Run
-from acclint.simulate.values import Owner, Term
+from acclint.simulate.values import Opaque, Owner, Term, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -313,13 +313,28 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
     )
 
 
-def _of_one_window(loop: Loop, group: list[Term], alike: list[Term]) -> bool:
-    """Whether what is kept is of one entry of a loop over a window's micro-batches, which is entered several times."""
-    entries = [
-        {one.entry for term in terms for one, _ in term.loops if one.span == loop.span} for terms in (group, alike)
-    ]
-    of_micro_batches = loop.level == "window" or (loop.kind == "count" and loop.named)  # `for i in range(iter_size)`
-    return of_micro_batches and len(entries[0]) == 1 < len(entries[1])
+def _of_one_window(loop: Loop, group: list[Term], others: list[Term]) -> bool:
+    """Whether what is kept is of one entry of a loop over a window's micro-batches, which is entered again and again.
+
+    `others` are all terms that the same place has made.
+    """
+    within: dict[int, set[int]] = {}  # entries of the loop by those of the loop around it
+    for term in others:
+        around = [one for one, _ in term.loops]
+        at = next((i for i, one in enumerate(around) if one.span == loop.span), 0)
+        if at and around[at - 1].kind != "call":
+            within.setdefault(around[at - 1].entry, set()).add(around[at].entry)
+    entries = {one.entry for term in group for one, _ in term.loops if one.span == loop.span}
+    again = any(len(one) > 1 for one in within.values())
+    return (loop.level == "window" or _counts_to_k(loop)) and len(entries) == 1 and again
+
+
+def _counts_to_k(loop: Loop) -> bool:
+    """Whether a loop is `for i in range(iter_size)`, and not over a multiple of it."""
+    plain = isinstance(loop.count, Opaque) or (
+        len(roots_of(loop.count)) == 1 and getattr(loop.count, "born", 0) == NOWHERE
+    )
+    return loop.kind == "count" and loop.named and plain
 
 
 def _trained(run: Run) -> set[Owner]:

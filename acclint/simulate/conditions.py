@@ -20,6 +20,9 @@ _RESUMING = re.compile(
 )
 
 
+_TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
+
+
 class Conditions(Methods):
     """Deciding conditions."""
 
@@ -190,8 +193,11 @@ class Conditions(Methods):
         return chosen
 
     def _divides_one(self, stmt: p.If) -> bool:
-        """Whether one branch of two divides by the accumulation steps, and the other does not."""
-        return self._divides(stmt.body) != self._divides(stmt.orelse)
+        """Whether one branch of two divides by the accumulation steps, and the other does not.
+
+        That an evaluation does not divide says nothing.
+        """
+        return not _TRAINING.search(text(stmt.test)) and self._divides(stmt.body) != self._divides(stmt.orelse)
 
     def _divides(self, body: tuple[p.Stmt, ...]) -> bool:
         first, last = body[0].span, body[-1].span

@@ -123,7 +123,7 @@ class Core:
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
         self.hooked: set[Owner] = set()  # parameters whose gradients a hook may scale before they are added
-        self.lent: v.Accelerator | None = None  # one that another file has made
+        self.lent: v.Accelerator | None = None  # one that the file is given
         self.layers: dict[Span, list[Owner]] = {}  # BatchNorm layers by the place that makes them
         self.always: set[Span] = set()  # those without running statistics
         self.norms_off: set[Owner] = set()  # modules whose BatchNorm layers a loop puts into eval mode

@@ -28,7 +28,8 @@ _COUNTERS = word_set(
     "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id "
     "micro_step micro_idx micro_batch_idx accum_step"
 )
-_TRAINS = frozenset({"model", "dataset", "datasets", "criterion", "scaler", "accelerator", "net", "network"})
+# What a constructor cannot make itself where it is not given.
+_GIVEN = frozenset({"dataset", "datasets", "data", "scaler"})
 # Lightning calls these without gradients.
 _NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
 _FRAMEWORK_BASES = ("Callback", "Hook", "Function")  # whoever has them calls their methods
@@ -199,7 +200,7 @@ def _instance(machine: Machine, cls: ClassValue) -> Instance:
 
 
 def _expected(machine: Machine, cls: ClassValue) -> dict[str, Value]:
-    """Arguments of a constructor that are None by default, but of things that a training is made of."""
+    """Arguments of a constructor that are None by default, but that a training cannot do without."""
     init = machine.member(cls, "__init__")
     if type(init) is not Closure:
         return {}
@@ -208,12 +209,8 @@ def _expected(machine: Machine, cls: ClassValue) -> dict[str, Value]:
 
 
 def _is_of_training(name: str) -> bool:
-    return (
-        names.is_loader_name(name)
-        or names.is_optimizer_name(name)
-        or names.is_scheduler_name(name)
-        or not _TRAINS.isdisjoint(names.words(name))
-    )
+    last = names.words(name)[-1:]
+    return names.is_loader_name(name) or names.is_scheduler_name(name) or (bool(last) and last[0] in _GIVEN)
 
 
 def _set_up(machine: Machine, cls: ClassValue, instance: Instance) -> None:

@@ -371,7 +371,7 @@ class Expressions(Conditions):
             items = [given.get(text(target), item) for target, item in zip(targets, items, strict=False)]
         if type(value) is Opaque and value.graph and value.hint == "forward":
             for target, item in zip(targets, items, strict=False):
-                if type(item) is Opaque and names.is_loss_name(text(target)):
+                if type(item) is Opaque and names.is_loss_name(text(target)) and _plain_loss(text(target)):
                     item.hint = "output"  # `_, train_loss = model(batch)`, as `model(batch)[0]`
         if stars and len(items) >= len(targets) - 1:
             at = stars[0]
@@ -389,6 +389,10 @@ class Expressions(Conditions):
         if type(value) is Stream:
             return self.drain(value, max(count, 8) if starred else count)
         return [self.item(value, i) for i in range(count)]
+
+
+def _plain_loss(name: str) -> bool:
+    return {"sum", "scaled", "total", "summed"}.isdisjoint(names.words(name))
 
 
 _EXPRESSIONS: dict[type, Callable[[Expressions, Any, Frame], Value]] = {

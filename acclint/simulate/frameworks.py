@@ -45,6 +45,7 @@ class Frameworks(Operators):
             self.backward(args[0], span, factor, sure, via="accelerator")
             return None
         if name in ("prepare", "prepare_model", "prepare_optimizer", "prepare_data_loader", "prepare_scheduler"):
+            owner.prepares = True
             prepared = [self.prepared(one, owner) for one in args]
             return prepared[0] if len(prepared) == 1 else tuple(prepared)
         if name == "accumulate":

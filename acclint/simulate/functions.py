@@ -665,7 +665,8 @@ def _accelerator(m: Machine, args: list[Value], keywords: dict[str, Value], span
     if type(steps) is Opaque:
         steps = m.number(steps.key, steps.name, "" if m.world.role_of(steps.key, steps.name) else "k")
     made = v.Accelerator("<accelerator>", steps, "**" not in keywords)
-    made.engine = keywords.get("deepspeed_plugin") is not None
+    plugin = keywords.get("deepspeed_plugin")
+    made.engine = type(plugin) is Opaque and "DeepSpeedPlugin" in plugin.key
     made.schedules = keywords.get("step_scheduler_with_optimizer") is not False
     return made
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from acclint import program as p
 from acclint.knowledge import names
-from acclint.program import NOWHERE, Span
+from acclint.program import NOWHERE, Span, file_of
 from acclint.simulate import values as v
 from acclint.simulate.gradients import Gradients
 from acclint.simulate.trace import Loop
@@ -45,7 +45,8 @@ class Iteration(Gradients):
         if type(value) is Imported:
             value = self.opaque(value.path, value.path.rpartition(".")[2])
         if type(value) is Range:
-            return self.iterate_range(value, loop, wanted)
+            counts = any(isinstance(one, p.Augment) and isinstance(one.value, p.Const) for one in stmt.body)
+            return self.iterate_range(value, loop, wanted, LIST_TURNS if counts else self.many_turns())
         if isinstance(value, (list, tuple, dict, set)):
             loop.kind = "list"
             loop.known_length = True
@@ -223,7 +224,14 @@ class Iteration(Gradients):
     def item_of(self, value: Opaque) -> Opaque:
         return self.opaque(f"item({value.key})", value.name, owners=value.owners, graph=value.graph, batch=value.batch)
 
-    def iterate_range(self, value: Range, loop: Loop, wanted: int) -> Iterator[Value]:
+    def many_turns(self) -> int:
+        """The number of turns of a loop that cannot train, above which a few of them stand for all.
+
+        In another file they are the layers of a network, mostly.
+        """
+        return 4 if self.stack and file_of(self.stack[-1].span) else 8
+
+    def iterate_range(self, value: Range, loop: Loop, wanted: int, many: int) -> Iterator[Value]:
         loop.kind = "count"
         loop.count = value.stop
         start = 0 if roots_of(self.as_number(value.start)) else numeric(self.as_number(value.start))
@@ -276,7 +284,7 @@ class Iteration(Gradients):
             loop.cut = True
             return iter(range(int(start), int(start) + QUIET_TURNS * int(step), int(step)))
         if loop.level == "quiet":
-            shown = QUIET_TURNS if count > 4 else count
+            shown = QUIET_TURNS if count > many else count
             loop.cut = shown != count
             return iter(range(int(start), int(start) + shown * int(step), int(step)))
         if loop.level == "outer" and count > 8:

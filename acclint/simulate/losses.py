@@ -151,12 +151,10 @@ class Losses(Ownership):
                     divisors=a.divisors + b.divisors,
                     name=a.name,
                 )
-            weighted = self.learned_weight(op, left, right)
+            weighted = self.under_learned_weight(op, left, right)
             if weighted is not None:
-                return Tensor(
-                    owners, True, weighted.terms, batch=batch, divisors=weighted.divisors, name=weighted.name,
-                    sure=weighted.sure, doubtful=weighted.doubtful,
-                )  # fmt: skip
+                weighted.owners, weighted.batch = owners, batch
+                return weighted
             return Tensor(
                 owners, True, reduction="none" if "none" in (self._red(left), self._red(right)) else "", batch=batch
             )
@@ -176,13 +174,13 @@ class Losses(Ownership):
             return self.multiplied(value, other, span, per_sample)
         return Tensor(value.owners, True, batch=batch, reduction="none" if per_sample else "")
 
-    def learned_weight(self, op: str, left: Value, right: Value) -> Tensor | None:
-        """The loss in `loss / torch.exp(log_variance)`, `loss * weight`: a mean stays one under a learned weight."""
+    def under_learned_weight(self, op: str, left: Value, right: Value) -> Tensor | None:
+        """The loss in `loss / torch.exp(log_variance)`, `loss * torch.exp(-s)`: a mean stays one."""
         pairs = ((left, right), (right, left)) if op == "*" else ((left, right),) if op == "/" else ()
         for loss, weight in pairs:
-            plain = type(weight) is Tensor and weight.terms is None and weight.reduction == "" and not weight.batch
-            if plain and type(loss) is Tensor and loss.terms and all(one.reduction == "mean" for one in loss.terms):
-                return loss
+            learned = type(weight) is Tensor and weight.name == "exp" and weight.terms is None and not weight.batch
+            if learned and type(loss) is Tensor and loss.terms and all(one.reduction == "mean" for one in loss.terms):
+                return self.scaled(loss, 1)
         return None
 
     @staticmethod
@@ -237,14 +235,15 @@ class Losses(Ownership):
 
     def steps_in(self, size: Num) -> int:
         """The accumulation steps in a product with a batch size (`k * batch_size`), 1 if there are none."""
-        if not all(root in self.numbers for root in size.roots):
-            return 1  # read off the data
-        numbers = {root: self.numbers[root].v for root in size.roots}
-        steps = [one for root, one in numbers.items() if self.role_of_root(root) == "k"]
+        numbers = {root: self.numbers[root].v for root in size.roots if root in self.numbers}
+        if len(numbers) < len(size.roots) or not all(isinstance(one, int) and one > 0 for one in numbers.values()):
+            return 1  # Some of it was read off the data.
+        named = [one for root, one in numbers.items() if self.role_of_root(root) == "k"]
         whole = math.prod(numbers.values())
-        left = size.v / whole if whole and isinstance(whole, int) else 0
-        found = math.prod(steps) * (left if left in self.world.literal_ks else 1)
-        return int(found) if found and left and left == int(left) else 1
+        if not isinstance(size.v, int) or not isinstance(whole, int) or size.v % whole:
+            return 1
+        literal = size.v // whole
+        return math.prod(named) * (literal if literal in self.world.literal_ks else 1)  # type: ignore[return-value]
 
     def divided_each(self, value: Tensor, other: Value, span: Span) -> Tensor:
         """The losses of single samples divided by a number, which divides their mean or sum, too."""

@@ -166,7 +166,8 @@ class Machine(Linking):
                 return (Tensor(owners, True, batch=batch), Tensor(batch=batch))
             if self.grad_enabled and owners and last not in NO_GRADIENT:
                 none = any(type(one) is Tensor and one.reduction == "none" for one in values)
-                return Tensor(owners, True, size=self.size_of(args), batch=batch, reduction="none" if none else "")
+                size = self.size_of(args)
+                return Tensor(owners, True, None, size, "none" if none else "", "exp" if last == "exp" else "", batch)
             if batch or any(type(one) in (Tensor, Param, v.Grad) for one in values):
                 return Tensor(batch=batch, size=self.size_of(args))
             return self.opaque(f"{path}({','.join(self.key(one) for one in args[:2])})", "<" + last)

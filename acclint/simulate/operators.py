@@ -102,17 +102,18 @@ class Operators(Tensors):
             key = f"({self.key(left)} {op} {self.key(right)})"
             made = self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
             made.attrs["<computed>"] = True
-            if data and op in ("*", "/") and (number := self.plain_number(left, right, op)) is not None:
-                made.attrs["<times>"] = (left if number is right else right, op, number)
+            if data and op in ("*", "/") and (parts := self.plain_number(left, right, op)) is not None:
+                made.attrs["<times>"] = (parts[0], op, parts[1])
             return made
         return self.opaque(f"value:{span.row}:{span.column}", "<value>")
 
-    @staticmethod
-    def plain_number(left: Value, right: Value, op: str) -> Value:
-        """The number in a product or quotient with data: `5 * y.numel()`, `mask.sum() / k`; else None."""
-        if numeric(right) is not None:
-            return right
-        return left if numeric(left) is not None and op == "*" else None
+    def plain_number(self, left: Value, right: Value, op: str) -> tuple[Value, Value] | None:
+        """The data and the number in a product or quotient: `5 * y.numel()`, `mask.sum() / k`."""
+        for data, other in ((left, right), (right, left)) if op == "*" else ((left, right),):
+            number = None if self.is_data(other) or not self.is_data(data) else self.as_number(other)
+            if number is not None:
+                return data, number
+        return None
 
     def usable_window(self, length: Num) -> None:
         """A computed modulus in a loop is a window; its parts are unknown, so it may count as k."""

@@ -103,8 +103,10 @@ class Statements(Expressions):
             bound = Closure(
                 method.function, method.scope, old, owner_class=method.owner_class, defaults=method.defaults
             )
-            self.assign(target, self.call_value(bound, [new], stmt.span), frame)
-            return
+            result = self.call_value(bound, [new], stmt.span)
+            if getattr(result, "name", "") != "NotImplemented":
+                self.assign(target, result, frame)
+                return
         if type(old) is v.Grad and not old.shared and stmt.op in ("+", "-", "*", "/"):
             changed = self.binary(stmt.op, old, new, stmt.span, augmented=True)
             if type(changed) is v.Grad:

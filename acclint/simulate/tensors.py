@@ -72,7 +72,7 @@ class Tensors(Attributes):
         extra = self.graph_owners(args)
         return Tensor(
             owner.owners | extra, True, size=owner.size, batch=owner.batch | self.batch_of(args),
-            reduction="none" if owner.reduction == "none" else "",
+            reduction="none" if owner.reduction == "none" else "", name="exp" if name == "exp" else "",
         )  # fmt: skip
 
     @staticmethod

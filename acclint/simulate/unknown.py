@@ -29,7 +29,7 @@ _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduc
 # Clips, reads or completes gradients: a constant scale of them stays as it is.
 _LEAVES_GRADIENTS = word_set(
     "clip norm none missing check log print plot track stats has is get compute histogram nan inf penalty loss "
-    "validate valid verify finite"
+    "validate valid verify finite stat tensorboard writer summary hist"
 )
 # In the name of a method that keeps the gradients of a model elsewhere, or puts them back: `model.add_copy_grad()`.
 _KEEPS = word_set("copy add store save restore accumulate collect stash backup swap")
@@ -102,12 +102,14 @@ class Unknown(Modules):
         made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
         if type(parent) is Opaque:
             made.attrs["<receiver>"] = parent
+        if self.knows_k(callee, values):
+            made.attrs["<k>"] = True
         self.note_helper(made, expr)
         if names.is_loss_name(callee.name):
             made.hint = "criterion"
             if any(self.carries_graph(one) for one in values):
                 made.attrs["<scored>"] = True
-        elif graph and not callee.graph and self.is_model(callee):
+        elif graph and not callee.graph and self.is_model(callee) and not self.knows_k(callee, values):
             made.hint = "forward"
         if loaders and not graph:
             made.hint = "loader"
@@ -117,6 +119,13 @@ class Unknown(Modules):
             if type(one) is Opaque and "<size>" in one.attrs:
                 made.attrs["<size>"] = one.attrs["<size>"]
         return made
+
+    def knows_k(self, callee: Opaque, values: list[Value]) -> bool:
+        """Whether a model is given the accumulation steps, now or before: what it returns may be divided by them."""
+        return "<k>" in callee.attrs or any(self.is_k(one) or self.is_steps(one) for one in values)
+
+    def is_steps(self, value: Value) -> bool:
+        return type(value) is Opaque and self.world.role_of(value.key, value.name) == "k"
 
     @staticmethod
     def note_helper(made: Opaque, expr: p.Call) -> None:
@@ -187,9 +196,10 @@ class Unknown(Modules):
                 self.ledger.edit(self.covers(owners), lambda a: a, event)
                 self.unsure_edit(owners, event)
 
-    def hand_on(self, what: str, model: Opaque, span: Span) -> None:
+    def keep_gradients(self, what: str, model: Opaque, span: Span) -> None:
         """A method of an unknown model that keeps its gradients elsewhere, by its name: none of them is lost."""
-        if _KEEPS & set(names.words(what)):
+        words = set(names.words(what))
+        if words & _KEEPS and not words & _LEAVES_GRADIENTS:
             self.note_edit(what, [model], span)
             self.run.kept |= self.ledger.held(self.covers(self.owners_of(model)))
 
@@ -203,6 +213,8 @@ class Unknown(Modules):
         frame: Frame,
     ) -> Value:
         span = expr.span
+        if any(self.is_k(one) or self.is_steps(one) for one in (*args, *keywords.values())):
+            base.attrs["<k>"] = True
         if name == "backward":
             return self.backward_method(base, args, keywords, span)
         if names.is_attack_name(name):
@@ -230,7 +242,7 @@ class Unknown(Modules):
         if "<optimizer>" in base.attrs and HANDLES_GRADIENTS & set(names.words(name)):
             self.event("opaque", span, what=name, value=base)
         if self.is_module_like(base) and not base.batch and {"grad", "grads", "gradients"} & set(names.words(name)):
-            self.hand_on(name, base, span)
+            self.keep_gradients(name, base, span)
         if names.may_zero(name) and not args and self.is_module_like(base) and not base.batch:
             self.may_zero(name, span)
         if name in ("step", "step_update", "step_and_update_lr", "update_lr"):
@@ -434,6 +446,8 @@ class Unknown(Modules):
             made = self.opaque(key, "<" + last)
             if len(values) <= 3 and args and type(args[0]) is Closure:
                 made.attrs["<wraps>"] = args[0]  # `self.step = Profiled(self.step, name)`
+            if any(self.is_k(one) or self.is_steps(one) for one in values):
+                made.attrs["<k>"] = True
             made.attrs["<around>"] = next((one for one in values if type(one) is v.Optimizer), None)
             if names.is_loss_name(last):
                 made.hint = "criterion"

@@ -92,10 +92,11 @@ class Updates(Losses):
     def gate_of(self, prepared: v.Optimizer | v.Scheduler) -> v.Accelerator | None:
         """The accelerator whose window gates an optimizer or scheduler.
 
-        What comes from the same other file as an accelerator that accumulates was prepared by it there.
+        What is handed in together with an accelerator that accumulates was prepared by it, unless the file prepares.
         """
-        lent = self.lent if self.lent is not None and self.lent.entered else None
-        return prepared.gate or (lent if prepared.kind == "unknown" else None)
+        lent = self.lent
+        handed_in = lent is not None and lent.entered and not lent.prepares and prepared.kind == "unknown"
+        return lent if handed_in and prepared.gate is None else prepared.gate
 
     @staticmethod
     def is_computed(value: Value) -> bool:

@@ -322,10 +322,12 @@ class Accelerator:
 
     `engine` says that what it prepares is DeepSpeed's, which zeroes behind its updates and at no other time;
     `schedules` that prepared schedulers are stepped with the updates only; `told` that the program says or reads its
-    steps, which the launcher may set as well.
+    steps, which the launcher may set as well; `prepares` that the file prepares something with it.
     """
 
-    __slots__ = ("attrs", "count", "engine", "entered", "known", "name", "schedules", "steps", "sync", "told")
+    __slots__ = (
+        "attrs", "count", "engine", "entered", "known", "name", "prepares", "schedules", "steps", "sync", "told"
+    )  # fmt: skip
 
     def __init__(self, name: str, steps: Value, known: bool) -> None:
         self.name = name
@@ -337,6 +339,7 @@ class Accelerator:
         self.engine = False
         self.schedules = True
         self.told = True
+        self.prepares = False
         self.attrs: dict[str, Value] = {}
 
 

@@ -1,0 +1,193 @@
+"""Training code that is right, or wrong, in a way that a small change of spelling must not hide."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from acclint.findings import Confidence, Severity
+from acclint.lint import check_text
+from acclint.settings import Settings
+
+SHOWN = dataclasses.replace(Settings(), min_severity=Severity.WARNING, min_confidence=Confidence.MEDIUM)
+LOOP = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import {scheduler}
+
+model = nn.Linear(8, 2)
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+sched = {made}
+for i in range(10000):
+    x, y = torch.randn(4, 8), torch.randint(0, 2, (4,))
+    (F.cross_entropy(model(x), y) / 4).backward()
+    if (i + 1) % 4 == 0:
+        opt.step()
+        opt.zero_grad()
+    sched.step()
+"""
+TRAIN = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+def train(model, loader, opt, k, phase):
+    for i, (x, y) in enumerate(loader):
+        {loss}
+        if (i + 1) % k == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+def codes(text: str) -> set[str]:
+    return {finding.code for finding in check_text(text, "train.py", SHOWN).findings}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "made"),
+    [
+        ("StepLR", "StepLR(opt, step_size=2500)"),
+        ("LinearLR", "LinearLR(opt, total_iters=2500)"),
+        ("CosineAnnealingWarmRestarts", "CosineAnnealingWarmRestarts(opt, T_0=2500)"),
+        ("CosineAnnealingLR", "CosineAnnealingLR(opt, T_max=10000)"),
+    ],
+)
+def test_a_period_or_a_warm_up_of_a_quarter_is_no_number_of_updates(scheduler: str, made: str) -> None:
+    assert codes(LOOP.format(scheduler=scheduler, made=made)) == set()
+
+
+def test_a_whole_schedule_of_a_quarter_is_the_number_of_updates() -> None:
+    assert codes(LOOP.format(scheduler="CosineAnnealingLR", made="CosineAnnealingLR(opt, T_max=2500)")) == {"ACC004"}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "(F.cross_entropy(model(x), y, reduction='sum') / (len(y) * k)).backward()",
+        "(F.cross_entropy(model(x), y, reduction='sum') / (k * y.numel())).backward()",
+        "(F.cross_entropy(model(x), y) * (nn.Parameter(torch.ones(())) / k)).backward()",
+        "logits, loss = model(x, loss_scale=1.0 / k); loss.backward()",
+        "loss, scaled_loss = model(x, y); scaled_loss.backward()",
+    ],
+)
+def test_divided_in_another_way(loss: str) -> None:
+    assert codes(TRAIN.format(loss=loss)) == set()
+
+
+def test_that_an_evaluation_does_not_divide_says_nothing() -> None:
+    loss = """loss = F.cross_entropy(model(x), y)
+        if model.training:
+            loss = loss / k
+        else:
+            print(loss.item())
+        if phase == "train":
+            loss.backward()"""
+    assert codes(TRAIN.format(loss=loss)) == set()
+
+
+def test_no_product_with_a_batch_size_is_too_large() -> None:
+    loss = """loss = F.cross_entropy(model(x), y, reduction="sum")
+        print(loss / (1e400 * opt.batch_size))
+        (loss / (opt.batch_size * k)).backward()"""
+    assert codes(TRAIN.format(loss=loss)) == set()
+
+
+def test_a_counter_is_raised_in_full_before_the_training() -> None:
+    text = TRAIN.replace("def train(", "step = 0\nfor _ in range(5):\n    step += 1\n\n\ndef train(")
+    text = text.replace("        {loss}\n", "        global step\n        {loss}\n        step += 1\n")
+    text = text.replace("(i + 1) % k", "step % 5")
+    assert codes(text.format(loss="(F.cross_entropy(model(x), y) / 5).backward()")) == set()
+
+
+KEPT = """\
+import torch
+import torch.nn.functional as F
+
+
+def train(model, opt, batches, accum):
+    for epoch in range(10):
+        kept = []
+        for i in range({count}):
+            x, y = next(batches)
+            out = model(x)
+            (F.cross_entropy(out, y) / accum).backward()
+            kept.append(out)
+            if (i + 1) % accum == 0:
+                opt.step()
+                opt.zero_grad()
+"""
+
+
+def test_a_multiple_of_a_window_is_no_window() -> None:
+    assert codes(KEPT.format(count="len(batches) // accum * accum")) == {"ACC005"}
+
+
+ZEROED = """\
+import torch.nn.functional as F
+from nets import Net
+
+
+def train(loader, make, k):
+    model = Net()
+    opt = make(model.parameters())
+    for i, (x, y) in enumerate(loader):
+        opt.zero_grad()
+        (F.cross_entropy(model(x), y) / k).backward()
+        model.{method}()
+        if (i + 1) % k == 0:
+            opt.step()
+"""
+
+
+def test_only_who_keeps_gradients_keeps_them() -> None:
+    assert codes(ZEROED.format(method="save_grad_stats")) == {"ACC002"}
+    assert codes(ZEROED.format(method="store_grad_norm")) == {"ACC002"}
+    assert codes(ZEROED.format(method="accumulate_grads")) == set()
+
+
+PLUGIN = """\
+import torch
+from accelerate import Accelerator
+
+
+def main(args, model, loader, ds_plugin=None):
+    accelerator = Accelerator(gradient_accumulation_steps=4, deepspeed_plugin=ds_plugin)
+    opt = torch.optim.AdamW(model.parameters())
+    model, opt, loader = accelerator.prepare(model, opt, loader)
+    for batch in loader:
+        with accelerator.accumulate(model):
+            opt.zero_grad()
+            accelerator.backward(model(**batch).loss)
+            opt.step()
+"""
+
+
+def test_a_plugin_that_may_be_none_is_no_deepspeed() -> None:
+    assert codes(PLUGIN) == {"ACC002"}
+
+
+LIMITED = """\
+import torch.nn.functional as F
+
+
+class Trainer:
+    def __init__(self, model, opt, loader, k=4, dataset_limit=None):
+        self.model, self.opt, self.loader, self.k = model, opt, loader, k
+        if dataset_limit is not None:
+            self.k = 1
+
+    def fit(self):
+        for i, (x, y) in enumerate(self.loader):
+            F.cross_entropy(self.model(x), y).backward()
+            if (i + 1) % self.k == 0:
+                self.opt.step()
+                self.opt.zero_grad()
+"""
+
+
+def test_a_limit_is_not_what_a_training_is_made_of() -> None:
+    assert codes(LIMITED) == {"ACC001"}
