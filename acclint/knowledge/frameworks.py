@@ -206,6 +206,10 @@ ENGINES = frozenset({"ignite.engine.Engine", "ignite.engine.engine.Engine"})
 """Classes whose first argument is called with one batch after the other (ignite 0.5.5, ignite/engine/engine.py)."""
 
 
+META_LEARNING = ("higher.", "learn2learn.", "torchmeta.")
+"""Packages of differentiable inner loops: the meta-gradient is a sum over tasks (Finn et al. 2017, algorithm 1)."""
+
+
 # Packages with a trainer class that runs the loop and calls the methods of what is derived from it.
 _TRAINERS = frozenset({
     "TTS", "accelerate", "adapters", "allennlp", "axolotl", "catalyst", "colossalai", "composer", "deepspeed",

@@ -321,6 +321,17 @@ def is_attack_name(name: str) -> bool:
     return bool(_ATTACKS & set(words(name)))
 
 
+_GRADIENTS = _set("grad grads gradients")
+_KEEPS = _set("copy add store save restore accumulate collect stash backup swap")
+
+
+@lru_cache(maxsize=8192)
+def keeps_gradients(name: str) -> bool:
+    """Whether a model's method of this name keeps its gradients elsewhere, or puts them back: `add_copy_grad`."""
+    said = set(words(name))
+    return bool(said & _GRADIENTS and said & _KEEPS)
+
+
 _GROUPS = _set("optimizers optimisers optims schedulers")
 
 

@@ -57,20 +57,24 @@ def window_size(run: Run, window: Window) -> int:
 
 def common_size(run: Run, lane: Lane) -> int:
     """The nominal window of the lane's closed windows."""
-    closed = [window for window in lane.windows if window.update is not None]
-    said = {guard.modulus for window in closed if window.update is not None for guard in window.update.guards}
-    return nominal_size((window_size(run, window) for window in closed), said)
+    sizes: list[int] = []
+    tested: set[object] = set()  # what the innermost window tests around the updates say
+    for window in lane.windows:
+        if window.update is not None:
+            sizes.append(window_size(run, window))
+            tested.update([one.modulus for one in window.update.guards if one.modulus is not None][-1:])
+    return nominal_size(sizes, tested)
 
 
-def nominal_size(sizes: Iterable[int], said: Collection[object] = ()) -> int:
-    """The most frequent size of windows; of near equals one that a window test says, or the larger one; 0 without any.
+def nominal_size(sizes: Iterable[int], tested: Collection[object] = ()) -> int:
+    """The most frequent size of windows; of near equals one of `tested`, or the larger one; 0 without any.
 
     Of a pass with two full windows, the first and the last one may be of one micro-batch each.
     """
     counts = Counter(sizes)
     usual = max(counts.values(), default=0)
     likely = [size for size, count in counts.items() if count >= _NEARLY * usual]
-    return max([size for size in likely if size in said] or likely, default=0)
+    return max([size for size in likely if size in tested] or likely, default=0)
 
 
 def micro_loops(run: Run, lane: Lane) -> set[Span]:

@@ -66,15 +66,16 @@ class Frameworks(Operators):
 
         A scheduler is another one then: who keeps the old one steps it on every micro-batch.
         """
+        schedules = owner if owner.schedules else None
         if type(value) is v.Scheduler:
             value = copy(value)
-            value.gate = owner if owner.schedules else None
+            value.gate = schedules
         elif type(value) is v.Optimizer:
             value.gate = owner
         elif type(value) is Opaque and names.is_optimizer_name(value.name):
             self.as_optimizer(value).gate = owner
         elif type(value) is Opaque and names.is_scheduler_name(value.name):
-            self.as_scheduler(value).gate = owner if owner.schedules else None
+            self.as_scheduler(value).gate = schedules
         return value
 
     def scaler_method(

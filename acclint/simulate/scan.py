@@ -513,13 +513,8 @@ def plain_test(test: p.Expr) -> tuple[str, bool]:
 
 def text(expr: p.Expr) -> str:
     """A short rendering of an expression, the same for the same text: for names and keys."""
-    kind = type(expr)
-    if kind is p.Name:
-        return expr.id  # type: ignore[attr-defined, no-any-return]
-    if kind is p.Attr:
-        return f"{text(expr.value)}.{expr.name}"  # type: ignore[attr-defined]
-    render = _TEXTS.get(kind)
-    return render(expr) if render is not None else f"<{kind.__name__}>"
+    render = _TEXTS.get(type(expr))
+    return render(expr) if render is not None else f"<{type(expr).__name__}>"
 
 
 def _text_of_call(expr: p.Call) -> str:
@@ -533,6 +528,8 @@ def _text_of_comparison(expr: p.Compare) -> str:
 
 
 _TEXTS: dict[type, Callable[[Any], str]] = {
+    p.Name: lambda expr: str(expr.id),
+    p.Attr: lambda expr: f"{text(expr.value)}.{expr.name}",
     p.Extern: lambda expr: str(expr.path),
     p.Const: lambda expr: repr(expr.value),
     p.Call: _text_of_call,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from acclint import program as p
 from acclint.knowledge import names
+from acclint.knowledge.frameworks import META_LEARNING
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
@@ -31,9 +32,6 @@ _LEAVES_GRADIENTS = word_set(
     "clip norm none missing check log print plot track stats has is get compute histogram nan inf penalty loss "
     "validate valid verify finite stat tensorboard writer summary hist"
 )
-# In the name of a method that keeps the gradients of a model elsewhere, or puts them back: `model.add_copy_grad()`.
-_KEEPS = word_set("copy add store save restore accumulate collect stash backup swap")
-_META_LEARNING = ("higher.", "learn2learn.", "torchmeta.")
 _NO_PARAMETERS = word_set("num count n print log load save update set freeze unfreeze total show init reset sync hyper")
 
 
@@ -198,8 +196,7 @@ class Unknown(Modules):
 
     def keep_gradients(self, what: str, model: Opaque, span: Span) -> None:
         """A method of an unknown model that keeps its gradients elsewhere, by its name: none of them is lost."""
-        words = set(names.words(what))
-        if words & _KEEPS and not words & _LEAVES_GRADIENTS:
+        if names.keeps_gradients(what) and not _LEAVES_GRADIENTS & set(names.words(what)):
             self.note_edit(what, [model], span)
             self.run.kept |= self.ledger.held(self.covers(self.owners_of(model)))
 
@@ -241,7 +238,7 @@ class Unknown(Modules):
             self.may_zero(name, span)
         if "<optimizer>" in base.attrs and HANDLES_GRADIENTS & set(names.words(name)):
             self.event("opaque", span, what=name, value=base)
-        if self.is_module_like(base) and not base.batch and {"grad", "grads", "gradients"} & set(names.words(name)):
+        if self.is_module_like(base) and not base.batch:
             self.keep_gradients(name, base, span)
         if names.may_zero(name) and not args and self.is_module_like(base) and not base.batch:
             self.may_zero(name, span)
@@ -434,7 +431,7 @@ class Unknown(Modules):
             return self.step_method(self.opaque(path, last), "step", args, keywords, span)
         if names.is_scaler_name(last) and last[:1].isupper():
             return v.Scaler(last)
-        if path.startswith(_META_LEARNING):
+        if path.startswith(META_LEARNING):
             self.run.notes.append(("losses of several tasks may be summed by design", span))
         for one in values:
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
