@@ -162,14 +162,13 @@ class Conditions(Methods):
         unknown = {root for root in roots_of(counter) if self.role_of_root(root) in ("", "limit", "epochs")}
         if not unknown or not isinstance(stmt, p.If) or test.span in self.world.counting:
             return None
-        before = self.counters.setdefault(test.span, counter)
-        if numeric(before) != numeric(counter) and self.loops and self.loops[-1].level == "micro":
-            self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
-            raise Restart
         guard.unknown, guard.key = True, text(test)
         steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
         if not steps or not self.loops or self.scanner.has_backward(stmt.body):
             return self.choose(guard.key, test.span, desired, stmt)
+        if numeric(self.counters.setdefault(test.span, counter)) != numeric(counter):
+            self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
+            raise Restart
         turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
         boundary = isinstance(divisor, int) and divisor > 0 and turn % divisor == 0
         equal = isinstance(test, p.Compare) and test.ops == ("==",)
