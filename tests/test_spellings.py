@@ -191,3 +191,89 @@ class Trainer:
 
 def test_a_limit_is_not_what_a_training_is_made_of() -> None:
     assert codes(LIMITED) == {"ACC001"}
+
+
+BEGUN = """\
+import torch
+import torch.nn.functional as F
+
+
+def train(model, loader, args):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    each = len(load(args.data)) // args.samples
+    for epoch in range(args.start_epoch, args.max_epoch):
+        for i, (x, y) in enumerate(loader):
+            done = i + epoch * each
+            (F.cross_entropy(model(x), y) / args.accumulate).backward()
+            if {test} % args.accumulate == 0:
+                opt.step()
+                opt.zero_grad()
+"""
+
+
+# yjh0410/PyTorch_YOLO-Family, train.py
+def test_a_counter_that_begins_at_an_unknown_number_counts() -> None:
+    assert codes(BEGUN.format(test="done")) == {"ACC006"}
+    assert codes(BEGUN.format(test="(done + 1)")) == set()
+
+
+RECORD = """\
+import torch
+from torch import nn
+from dataclasses import dataclass
+
+
+@dataclass
+class Output:
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x, y):
+        logits = self.head(x)
+        return Output(loss=nn.functional.cross_entropy(logits, y).mean(), logits=logits)
+
+
+def train(loader, args):
+    model = Net()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader, 1):
+        out = model(x, y)
+        {backward}
+        if i % args.accumulate == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+def test_each_forward_pass_makes_a_record_of_its_own() -> None:
+    assert codes(RECORD.format(backward="out.loss.backward()")) == {"ACC001"}
+    assert codes(RECORD.format(backward="(out.loss / args.accumulate).backward()")) == set()
+
+
+EITHER = """\
+import torch.nn.functional as F
+
+
+class Trainer:
+    def __init__(self, model, opt, train_loader=None):
+        self.model, self.opt, self.train_loader = model, opt, train_loader
+
+    def train(self, train_loader=None, k=4):
+        train_loader = train_loader or self.train_loader
+        for i, (x, y) in enumerate(train_loader, 1):
+            F.cross_entropy(self.model(x), y).backward()
+            if i % k == 0:
+                self.opt.step()
+                self.opt.zero_grad()
+"""
+
+
+# 2796gaurav/tinyllm2, src/training/trainer.py
+def test_one_loader_or_the_other() -> None:
+    assert codes(EITHER) == {"ACC001"}

@@ -322,7 +322,7 @@ def _of_one_window(loop: Loop, group: list[Term], others: list[Term]) -> bool:
     for term in others:
         around = [one for one, _ in term.loops]
         at = next((i for i, one in enumerate(around) if one.span == loop.span), 0)
-        if at and around[at - 1].kind != "call":
+        if at:
             within.setdefault(around[at - 1].entry, set()).add(around[at].entry)
     entries = {one.entry for term in group for one, _ in term.loops if one.span == loop.span}
     again = any(len(one) > 1 for one in within.values())

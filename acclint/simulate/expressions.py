@@ -194,8 +194,9 @@ class Expressions(Conditions):
             if truth != is_and:
                 return value
         if unknown:
-            if len(unknown) == 1 and type(unknown[0]) is Opaque and not is_and:
-                return unknown[0]
+            alike = all(type(one) is Opaque and one.name == unknown[0].name for one in unknown)
+            if alike and not is_and:
+                return unknown[0]  # `loader or self.loader`
             if len(unknown) == 1 and len(expr.values) == 1:
                 return unknown[0]
             key = f" {expr.op} ".join(self.key(one) for one in unknown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 from acclint import program as p
@@ -55,6 +56,13 @@ class Modules(Frameworks):
                 result, layers = kept
                 for layer in layers:
                     self.event("norm", layer.span, **layer.data)
+                if type(result) is Instance and result.owner is None:
+                    # A record of outputs: each pass makes one of its own.
+                    size, record = self.size_of(args), copy(result)
+                    record.attrs = {
+                        name: self.fresh(one, owners, batch, expr.span, size) for name, one in result.attrs.items()
+                    }
+                    return record
             else:
                 bound = Closure(
                     method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
