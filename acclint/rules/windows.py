@@ -163,7 +163,9 @@ class View:
                 )
         gate = optimizer.gate if optimizer is not None else None
         if gate is not None and not gate.told:
-            found.append((Confidence.LOW, "the launcher sets gradient_accumulation_steps, which is 1 by default", None))
+            found.append(
+                (Confidence.MEDIUM, "the launcher sets gradient_accumulation_steps, which is 1 by default", None)
+            )
         micro = self.micro
         if micro is not None and micro.kind == "call" and not micro.target:
             found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))

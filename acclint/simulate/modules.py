@@ -60,7 +60,8 @@ class Modules(Frameworks):
                     # A record of outputs: each pass makes one of its own.
                     size, record = self.size_of(args), copy(result)
                     record.attrs = {
-                        name: self.fresh(one, owners, batch, expr.span, size) for name, one in result.attrs.items()
+                        name: self.fresh(one, getattr(one, "owners", owners), batch, expr.span, size)
+                        for name, one in result.attrs.items()
                     }
                     return record
             else:
