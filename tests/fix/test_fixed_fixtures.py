@@ -29,6 +29,7 @@ GOOD = sorted(ROOT.glob("ACC*/good_*.py"))
 # Mistakes in a form that --fix leaves alone, with the reason.
 BY_HAND = {
     "ACC001/bad_closure_counts_down": "k is only a parameter of the function around",
+    "ACC001/bad_zeroed_between_passes": "the window that a pass has zeroed is too short for the division",
     "ACC004/bad_cosine_sized_in_micro_batches": "resizing is unsafe",
     "ACC004/bad_lambda_over_micro_batches": "the length is inside a function",
     "ACC004/bad_onecycle_sized_in_micro_batches": "resizing is unsafe",
@@ -37,6 +38,7 @@ BY_HAND = {
     "ACC004/bad_restarts_sized_in_micro_batches": "resizing is unsafe",
     "ACC004/bad_samples_over_batch_size": "resizing is unsafe",
     "ACC004/bad_warmup_of_one_epoch": "resizing is unsafe",
+    "ACC004/bad_warmup_then_cosine_in_micro_batches": "resizing is unsafe",
     "ACC005/bad_evaluation_over_slices": "nothing calls backward",
     "ACC005/bad_predictions_with_graph": "nothing calls backward",
     "ACC005/bad_validation_with_graph": "nothing calls backward",

@@ -29,7 +29,7 @@ FILES = sorted(ROOT.glob("*/*.py"))
 EVERYTHING = Finder(Overrides(min_severity=Severity.INFO, min_confidence=Confidence.LOW), None, True)
 
 # Micro-batches that are written out look like several losses of one batch: the run does not decide.
-UNDECIDED = {"seeds/003_same_learning_rate"}
+UNDECIDED = {"seeds/003_same_learning_rate", "ACC002/bad_backward_in_both_branches"}
 
 
 @pytest.fixture(scope="module")
