@@ -166,7 +166,8 @@ class Conditions(Methods):
         steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
         if not steps or not self.loops or self.scanner.has_backward(stmt.body):
             return self.choose(guard.key, test.span, desired, stmt)
-        if numeric(self.counters.setdefault(test.span, counter)) != numeric(counter):
+        moved = numeric(self.counters.setdefault(test.span, counter)) != numeric(counter)
+        if moved and self.loops[-1].level == "micro":
             self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
             raise Restart
         turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
