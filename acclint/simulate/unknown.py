@@ -120,10 +120,12 @@ class Unknown(Modules):
 
     def knows_k(self, callee: Opaque, values: list[Value]) -> bool:
         """Whether a model is given the accumulation steps, now or before: what it returns may be divided by them."""
-        return "<k>" in callee.attrs or any(self.is_k(one) or self.is_steps(one) for one in values)
+        return "<k>" in callee.attrs or self.given_k(values)
 
-    def is_steps(self, value: Value) -> bool:
-        return type(value) is Opaque and self.world.role_of(value.key, value.name) == "k"
+    def given_k(self, values: list[Value]) -> bool:
+        """Whether the accumulation steps, or what is computed from them, are among some arguments."""
+        unknown = [one for one in values if type(one) is Opaque]
+        return any(map(self.is_k, values)) or any(self.world.role_of(one.key, one.name) == "k" for one in unknown)
 
     @staticmethod
     def note_helper(made: Opaque, expr: p.Call) -> None:
@@ -210,7 +212,7 @@ class Unknown(Modules):
         frame: Frame,
     ) -> Value:
         span = expr.span
-        if any(self.is_k(one) or self.is_steps(one) for one in (*args, *keywords.values())):
+        if self.given_k([*args, *keywords.values()]):
             base.attrs["<k>"] = True
         if name == "backward":
             return self.backward_method(base, args, keywords, span)
@@ -437,13 +439,12 @@ class Unknown(Modules):
             if type(one) is Closure and self.scanner.has_backward(one.function.body):
                 self.engine_driven.append((one, path))
         batch = self.within_a_pass(self.batch_of(values))
-        made_once = not batch
-        if last[:1].isupper() and not self.graph_owners(values) and made_once:
+        if last[:1].isupper() and not self.graph_owners(values) and not batch:
             key = f"{path}@{span.row}"
             made = self.opaque(key, "<" + last)
             if len(values) <= 3 and args and type(args[0]) is Closure:
                 made.attrs["<wraps>"] = args[0]  # `self.step = Profiled(self.step, name)`
-            if any(self.is_k(one) or self.is_steps(one) for one in values):
+            if self.given_k(values):
                 made.attrs["<k>"] = True
             made.attrs["<around>"] = next((one for one in values if type(one) is v.Optimizer), None)
             if names.is_loss_name(last):
