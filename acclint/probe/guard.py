@@ -74,11 +74,12 @@ def end_descendants(group: int) -> None:
 def _descendants(ancestor: int) -> list[int]:
     """Living descendants of a process, by /proc; none where there is no /proc."""
     parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
+    # Not the glob `[0-9]*/stat`, which asks for the state of the file and fails where a process ends at that moment.
+    for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            state, parent = entry.read_text(errors="replace").rpartition(")")[2].split()[:2]
+            state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
             if state != "Z":
-                parents[int(entry.parent.name)] = int(parent)
+                parents[int(entry.name)] = int(parent)
     found: list[int] = []
     wanted = {ancestor}
     while wanted:

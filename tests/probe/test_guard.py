@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -12,10 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from acclint.probe import Limits, Measurement, Oracle, OracleError
+from acclint.probe import Limits, Measurement, Oracle, OracleError, guard
 
 TRAIN = """
 import torch
@@ -194,6 +196,24 @@ def test_what_daemons_it_leaves_is_ended(watch: Watch) -> None:
     )
     assert m.outcome == "finished", m.stderr
     assert gone(int(m.stdout.split()[0]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_a_process_that_ends_while_it_is_looked_at_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = os.stat
+
+    def stat(path: str, **options: Any) -> os.stat_result:
+        if str(path).startswith("/proc/") and str(path).endswith("/stat"):
+            raise ProcessLookupError(errno.ESRCH, "No such process", str(path))
+        return ask(path, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert child.pid in guard._descendants(os.getpid())
+    finally:
+        child.kill()
+        child.wait()
 
 
 def test_the_script_ends_with_the_one_who_measures(tmp_path: Path) -> None:
