@@ -277,3 +277,29 @@ class Trainer:
 # 2796gaurav/tinyllm2, src/training/trainer.py
 def test_one_loader_or_the_other() -> None:
     assert codes(EITHER) == {"ACC001"}
+
+
+TRIAL = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+
+def main(data, large):
+    model = nn.Linear(8, 2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in DataLoader(large):
+        F.cross_entropy(model(x), y).backward()
+        opt.zero_grad()
+    for x, y in DataLoader(data):
+        F.mse_loss(model(x), y).backward()
+        opt.step()
+        opt.zero_grad()
+        break
+"""
+
+
+# k2-fsa/icefall, zipformer_lora/train.py: whether the largest batches fit into memory is tried before training.
+def test_a_trial_of_backward_passes_before_training_throws_nothing_away() -> None:
+    assert codes(TRIAL) == set()

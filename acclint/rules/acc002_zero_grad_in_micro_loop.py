@@ -190,7 +190,12 @@ def _whole(view: View, numbers: list[int], lost: list[int], window: Window) -> b
     data = {own_data(term) for call in calls for term, _ in call.terms}
     each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
     whole = 1 < len(numbers) == len(lost) <= len(data) and all(data)
-    return whole and (each or _same_turn(window.lost[lost[0]], window.update))
+    if not whole or window.update is None:
+        return False
+    around = [loop for loop, _ in window.update.loops]
+    # Not a loop of its own, apart from all updates: a trial of the largest batches, a look at the gradients.
+    each = each and all([loop for loop, _ in window.lost[one].loops][: len(around)] == around for one in lost)
+    return each or _same_turn(window.lost[lost[0]], window.update)
 
 
 def _meant(view: View, numbers: list[int], lost: list[int]) -> bool:
