@@ -303,3 +303,86 @@ def main(data, large):
 # k2-fsa/icefall, zipformer_lora/train.py: whether the largest batches fit into memory is tried before training.
 def test_a_trial_of_backward_passes_before_training_throws_nothing_away() -> None:
     assert codes(TRIAL) == set()
+
+
+PHASES = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+
+class Trainer:
+    def __init__(self, model, args):
+        self.policy = model
+        self.args = args
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        self.global_step = 0
+
+    def imitate(self, pool):
+        opt = torch.optim.AdamW(self.policy.parameters(), lr=1e-5)
+        for x, y in DataLoader(pool, batch_size=8):
+            loss = F.cross_entropy(self.policy(x), y)
+            opt.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+            opt.step()
+
+    def on_step_end(self, step):
+        if self.args.interval > 0 and step > 0 and step % self.args.interval == 0:
+            self.imitate(self.pool)
+
+    def train(self, loader):
+        accum_steps = self.args.gradient_accumulation_steps
+        self.optimizer.zero_grad()
+        for x, y in loader:
+            loss = F.cross_entropy(self.policy(x), y)
+            if accum_steps > 1:
+                loss = loss / accum_steps
+            loss.backward()
+            if (self.global_step + 1) % accum_steps == 0:
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            self.on_step_end(self.global_step)
+            self.global_step += 1
+"""
+
+
+# ShaneLiu04/nanoGPT-Modern, training/iterative_grpo.py: now and then another optimizer trains the same parameters.
+def test_another_optimizer_of_the_same_parameters_has_windows_of_its_own() -> None:
+    assert codes(PHASES) == set()
+
+
+SCORES = """\
+import torch
+from torch import nn
+from metrics import inception_score
+gen = nn.Linear(8, 8)
+opt = torch.optim.Adam(gen.parameters())
+disc = nn.Linear(8, 8)
+noise = torch.randn(4, 8)
+
+
+def fit(loader):
+    scores = []
+    for epoch in range(100):
+        for real in loader:
+            fake = gen(noise)
+            loss = disc(fake).mean()
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+        gen.eval()
+        image = gen(noise)
+        score = inception_score(image, cuda=True)[0]
+        scores.append(score)
+
+
+fit(loader)
+"""
+
+
+# timmytonga/gans-vi, notebooks/avgadam_vanilla.ipynb: what an unknown metric returns first is no loss of the model.
+def test_a_metric_of_outputs_keeps_no_graph() -> None:
+    assert codes(SCORES) == set()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
+from acclint.knowledge.names import is_accumulation_name
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
@@ -240,6 +241,8 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     if view.micro is not None and view.micro.kind == "call":
         confidence = Confidence.LOW
     assumptions = view.notes()
+    if _now_and_then(view, event):
+        confidence = Confidence.LOW  # How many windows it meets, only the simulation's numbers say.
     if view.handed_on is not None:
         confidence = Confidence.LOW
         assumptions += ((f"`{view.handed_on.data['what']}` is given the gradients", view.handed_on.span),)
@@ -279,6 +282,16 @@ def _intents(view: View, event: Event, zeros: list[Event], divisions: tuple[Acti
     waits = not {guard.span for guard in event.guards} <= {guard.span for guard in update.guards}
     # The window may end where the gradients are zeroed.
     return (before, *(replace(way, applicability="unsafe") for way in behind)) if waits else tuple(behind)
+
+
+def _now_and_then(view: View, event: Event) -> bool:
+    """Whether a test of other numbers than the window's leads to a zeroing: every so many steps."""
+    for guard in event.guards:
+        texts = [text for span, text in view.texts.moduli.items() if span.within(guard.span)]
+        own = [text for text in texts if text == view.k_text or is_accumulation_name(text.rpartition(".")[2])]
+        if guard.modulus is not None and texts and not own and not any(text.isdigit() for text in texts):
+            return True
+    return False
 
 
 def _beside(one: Event, other: Event) -> bool:

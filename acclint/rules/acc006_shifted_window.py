@@ -499,8 +499,9 @@ def _inverted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         return None
     total = sum(sizes)
     expected = total * (modulus - 1) / modulus
-    if abs(len(sizes) - expected) > 2:
-        return None
+    passed = sum(one.span == gate.span and one.data["outcome"] == gate.outcome for one in view.run.of("test"))
+    if abs(len(sizes) - expected) > 2 or passed < len(sizes) - 1:
+        return None  # Many updates behind one test are a loop of their own.
     return _report(
         view,
         gate.span,

@@ -86,7 +86,7 @@ class Items(Iteration):
             made.attrs["<parent>"] = value
             if "<size>" in value.attrs:
                 made.attrs["<size>"] = value.attrs["<size>"]
-            if value.graph and (index == 0 or index == "loss"):
+            if value.graph and (index == "loss" or (index == 0 and not names.is_metric_name(value.name))):
                 made.hint = "output"
             if isinstance(index, tuple) and index and index[0] == "slice" and value.batch:
                 self.batches += 1
