@@ -386,3 +386,38 @@ fit(loader)
 # timmytonga/gans-vi, notebooks/avgadam_vanilla.ipynb: what an unknown metric returns first is no loss of the model.
 def test_a_metric_of_outputs_keeps_no_graph() -> None:
     assert codes(SCORES) == set()
+
+
+BUFFER = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+TASKS = 3
+
+
+def train(loaders, state):
+    model = nn.Linear(8, 2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = state["step"]
+    task = 0
+    losses = []
+    for epoch in range(10):
+        for _ in range(1000):
+            task = (task + 1) % TASKS
+            x, y = next(loaders[task])
+            losses.append(F.cross_entropy(model(x), y))
+            if step % TASKS == 0:
+                for loss in losses:
+                    loss.backward(retain_graph=True)
+                opt.step()
+                opt.zero_grad()
+                losses = []
+            step += 1
+"""
+
+
+# cyingliu/CS224n-Efficient-MT-BERT, multitask_classifier.py: backward where the losses of all tasks are there.
+def test_a_window_test_of_an_unknown_step_is_not_flipped_to_keep_losses_for_ever() -> None:
+    assert codes(BUFFER) == set()

@@ -111,10 +111,13 @@ _VALUES = 4
 
 
 def check(analysis: Analysis) -> Iterator[Report]:
-    yield from held(analysis, _judge)
+    base = analysis.base
+    sent = {term.site for term in base.terms if term.sent} if base is not None else set()
+    yield from held(analysis, lambda run: _judge(run, sent))
 
 
-def _judge(run: Run) -> list[Report]:
+def _judge(run: Run, sent: set[tuple[Span, ...]]) -> list[Report]:
+    """`sent`: the places of losses that backward is called on where no condition is flipped."""
     # What is kept for one backward call is ACC031's business.
     sums = [{term for term, _ in backward.terms} for backward in run.backwards]
     sums += [set(event.data["terms"]) for event in run.of("autograd.grad")]
@@ -137,6 +140,9 @@ def _judge(run: Run) -> list[Report]:
         event, group = _largest(events)
         if told.issuperset(group):
             continue  # The same sum under another name.
+        site = group[0].site
+        if site in sent and not any(term.sent for term in run.terms if term.site == site):
+            continue  # Only a flipped condition keeps backward from being called on them.
         report = _report(run, span, event, group)
         if report is not None:
             found.append(report)
