@@ -165,7 +165,7 @@ class Conditions(Methods):
         guard.unknown, guard.key = True, text(test)
         steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
         if not steps or not self.loops or self.scanner.has_backward(stmt.body):
-            return self.choose(guard.key, test.span, desired, stmt)
+            return self.choose(guard.key, test.span, desired, None)  # Now true, now false: it is no setting to flip.
         moved = numeric(self.counters.setdefault(test.span, counter)) != numeric(counter)
         if moved and self.loops[-1].level == "micro":
             self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
