@@ -1564,3 +1564,42 @@ def train(model, loader, args):
 def test_a_loss_that_may_be_none_is_there() -> None:
     assert codes(PARTLY.format(backward="(loss / accum_steps).backward()")) == set()
     assert codes(PARTLY.format(backward="loss.backward()")) == {"ACC001"}
+
+
+SCHEDULED_LATER = """\
+import torch
+from accelerate import Accelerator
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import LinearLR
+from torch.utils.data import DataLoader
+
+
+class Trainer:
+    def __init__(self, model, k=4):
+        self.accelerator = Accelerator(gradient_accumulation_steps=k)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        self.model, self.optimizer = self.accelerator.prepare(model, self.optimizer)
+        self.k = k
+
+    def train(self, data, epochs, batch_size):
+        loader = DataLoader(data, batch_size=batch_size)
+        self.scheduler = LinearLR(self.optimizer, 1.0, 0.1, total_iters={length})
+        loader, self.scheduler = self.accelerator.prepare(loader, self.scheduler)
+        for epoch in range(epochs):
+            for x, y in loader:
+                with self.accelerator.accumulate(self.model):
+                    loss = F.cross_entropy(self.model(x), y)
+                    self.accelerator.backward(loss)
+                    self.optimizer.step()
+                    self.scheduler.step()
+                    self.optimizer.zero_grad()
+"""
+
+
+# lucidrains/e2-tts-pytorch, trainer.py: each call of train() makes a schedule of its own for the one optimizer.
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    [("len(loader) * epochs", {"ACC004"}), ("-(-len(loader) // self.k) * epochs", set())],
+)
+def test_a_schedule_is_as_long_as_the_call_that_makes_it(length: str, expected: set[str]) -> None:
+    assert codes(SCHEDULED_LATER.replace("{length}", length)) == expected

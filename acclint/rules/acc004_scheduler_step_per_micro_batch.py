@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -140,7 +140,7 @@ def _too_seldom(analysis: Analysis, run: Run, scheduler: Scheduler, events: list
         tests = {guard for event in events for guard in event.guards if guard.modulus and guard.span not in own}
         if not tests or 2 * len(events) > len(view.closed) or not _with_updates(view, events):
             continue
-        if _unit(view, scheduler, _counts(view)[0]) not in ("micro-batches", "updates"):
+        if _unit(view, scheduler, _counts(view, events)[0]) not in ("micro-batches", "updates"):
             continue
         return Report(
             events[0].span,
@@ -169,7 +169,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
     micro = view.micro
     if micro is None or micro.kind == "call":
         return None
-    micro_batches, updates = _counts(view)
+    micro_batches, updates = _counts(view, events)
     inside = [event for event in events if any(loop.span == micro.span for loop, _ in event.loops)]
     if micro.level == "window":
         outside = [event for event in events if event not in inside]
@@ -305,14 +305,27 @@ def _factor(loop: Loop) -> float:
     return loop.total / loop.turns if loop.total and loop.turns and loop.cut else 1
 
 
-def _counts(view: View) -> tuple[int, int]:
-    """Micro-batches and updates of the run, without what another call of the function does with its own optimizer."""
-    calls = [one for window in view.closed for one in view.backwards(window)]
-    mine = {one.event.loops[:1] for one in calls if one.event.loops and one.event.loops[0][0].kind == "call"}
+def _counts(view: View, events: list[Event]) -> tuple[int, int]:
+    """Micro-batches and updates of the run, without what another call of the function does with its own optimizer.
+
+    `events` are the steps of a schedule: where one call makes them all, that is the call.
+    """
+    closed = view.closed
+    calls = [one for window in closed for one in view.backwards(window)]
+    mine = _of_calls(one.event for one in calls)
     rest = [one for window in view.windows if window.update is None for one in view.backwards(window)]
     calls += [one for one in rest if not mine or one.event.loops[:1] in mine]
+    made = _of_calls(events)
+    if len(made) == 1:
+        calls = [one for one in calls if one.event.loops[:1] in made]
+        closed = [window for window in closed if window.update is not None and window.update.loops[:1] in made]
     sites = Counter(one.site for one in calls if not one.replay)
-    return max(sites.values(), default=0), len(view.closed)
+    return max(sites.values(), default=0), len(closed)
+
+
+def _of_calls(events: Iterable[Event]) -> set[tuple[tuple[Loop, int], ...]]:
+    """The calls of functions that events happen in, where nothing in the file calls them."""
+    return {one.loops[:1] for one in events if one.loops and one.loops[0][0].kind == "call"}
 
 
 def _horizon(scheduler: Scheduler) -> Value:
@@ -417,11 +430,12 @@ def _counted_unit(view: View, horizon: float, roots: frozenset[str]) -> str:
 
 def _passes(view: View) -> int:
     """How often the loop over all micro-batches of an epoch was run through; 0 if that is not clear."""
-    loops = [one.event.loops for window in view.windows for one in view.backwards(window)]
-    outer = {around[0][0] for around in loops if around}
+    calls = [one for window in view.windows for one in view.backwards(window)]
+    loops = [[loop for loop, _ in one.event.loops if loop.kind != "call"] for one in calls]
+    outer = {around[0].span for around in loops if around}
     if len(outer) != 1 or any(len(around) < 2 for around in loops):
         return 0
-    (epoch_loop,) = outer
+    epoch_loop = loops[0][0]
     return 0 if epoch_loop.cut or epoch_loop.level != "outer" else epoch_loop.turns
 
 
