@@ -8,7 +8,7 @@ are `Extern` nodes with the full dotted name ("torch.optim.AdamW"). What the lif
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Span(NamedTuple):
@@ -40,7 +40,7 @@ class Expr:
 class Const(Expr):
     """A literal: int, float, complex, str, bytes, bool, None or Ellipsis."""
 
-    value: object
+    value: Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from fractions import Fraction
 
 from acclint.knowledge import names
@@ -68,8 +67,7 @@ class Frameworks(Operators):
         """
         schedules = owner if owner.schedules else None
         if type(value) is v.Scheduler:
-            value = copy(value)
-            value.gate = schedules
+            value = value.gated(schedules)
         elif type(value) is v.Optimizer:
             value.gate = owner
         elif type(value) is Opaque and names.is_optimizer_name(value.name):

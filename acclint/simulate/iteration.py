@@ -340,7 +340,7 @@ class Iteration(Gradients):
 
     def keys_of(self, value: dict[Any, Value]) -> list[Value]:
         """The keys of a dict; those that are not known are unknown values."""
-        return [self.opaque(str(one), "key") if type(one) is v.AnyKey else one for one in value]
+        return [self.opaque(one.name, "key") if type(one) is v.AnyKey else one for one in value]
 
     @staticmethod
     def is_group(value: Value) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any
 
 from acclint import program as p
@@ -58,7 +57,7 @@ class Modules(Frameworks):
                     self.event("norm", layer.span, **layer.data)
                 if type(result) is Instance and result.owner is None:
                     # A record of outputs: each pass makes one of its own.
-                    size, record = self.size_of(args), copy(result)
+                    size, record = self.size_of(args), v.replaced(result, {})
                     record.attrs = {
                         name: self.fresh(one, getattr(one, "owners", owners), batch, expr.span, size)
                         for name, one in result.attrs.items()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from acclint.program import NOWHERE, Class, Function, Span
 
@@ -26,10 +26,11 @@ NO_ROOTS: frozenset[str] = frozenset()
 Remainder = tuple[Number, frozenset[str], Value, Span]
 
 
-class AnyKey(str):
+@dataclass(frozen=True, slots=True)
+class AnyKey:
     """The key of a dict's item where the text does not tell it. Names that are not in the dict stand for the last."""
 
-    __slots__ = ()
+    name: str
 
 
 class Num:
@@ -64,7 +65,7 @@ class Owner:
     """
 
     __slots__ = ("guessed", "name", "number", "parents")
-    _made = count()
+    _made: ClassVar[count[int]] = count()
 
     def __init__(self, name: str, parent: Owner | None = None) -> None:
         self.name = name
@@ -306,6 +307,12 @@ class Scheduler:
         self.optimizer: Optimizer | None = None
         self.gate: Accelerator | None = None
         self.attrs: dict[str, Value] = {}
+
+    def gated(self, gate: Accelerator | None) -> Scheduler:
+        """The same schedule as another object, which steps only where an accelerator's window ends."""
+        made = Scheduler(self.number, self.name, self.kind, self.cadence, self.span)
+        made.horizon, made.optimizer, made.gate, made.attrs = self.horizon, self.optimizer, gate, self.attrs
+        return made
 
 
 class Scaler:
