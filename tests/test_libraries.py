@@ -1603,3 +1603,72 @@ class Trainer:
 )
 def test_a_schedule_is_as_long_as_the_call_that_makes_it(length: str, expected: set[str]) -> None:
     assert codes(SCHEDULED_LATER.replace("{length}", length)) == expected
+
+
+OWN_OPTIMIZER = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+class Momentum(torch.optim.Optimizer):
+    def __init__(self, params, lr=0.1, decay=0.0):
+        super().__init__(params, dict(lr=lr, decay=decay))
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        {before}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if len(state) == 0:
+                    state["m"] = torch.zeros_like(p.grad)
+                state["m"].mul_(0.9).add_(p.grad, alpha=0.1)
+                if group["decay"] > 0:
+                    p.mul_(1 - group["lr"] * group["decay"])
+                p.add_(state["m"], alpha=-group["lr"])
+        {after}
+
+
+class Trainer:
+    def __init__(self, config, model):
+        self.model = model
+        self.k = config.get("gradient_accumulation_steps", 8)
+        self.limit = config.get("limit", 1.0)
+        self.opt = Momentum(model.parameters())
+        self.step = 0
+
+    def log(self, text):
+        print(self.step, text)
+
+    def train(self, loader, total):
+        data = iter(loader)
+        while self.step < total:
+            for _ in range(self.k):
+                x, y = next(data)
+                F.cross_entropy(self.model(x), y).backward()
+            if self.limit > 0:
+                self.log(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.limit))
+            self.opt.step()
+            self.model.zero_grad()
+            self.step += 1
+"""
+
+
+# atandra2000/FusionLLM, training: an optimizer class of the project, and `self.step`, which is a counter.
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("pass", "pass", {"ACC001"}),
+        ("pass", "self.zero_grad()", set()),
+        ("if self.steps % 4: return", "pass", set()),
+    ],
+)
+def test_an_optimizer_class_that_only_updates_is_an_optimizer(before: str, after: str, expected: set[str]) -> None:
+    findings = check_text(OWN_OPTIMIZER.format(before=before, after=after), "train.py", EVERYTHING).findings
+    assert {finding.code for finding in findings} == expected
+    assert all("`self.k` times too large" in finding.message for finding in findings)

@@ -253,6 +253,10 @@ _PACKAGES: tuple[tuple[str, dict[str, OptimizerKind]], ...] = (
 )
 
 
+OTHER = OptimizerKind("another optimizer", scale_invariant=False)
+"""One that nothing is known about: taken as one whose updates grow with its gradients."""
+
+
 @lru_cache(maxsize=4096)
 def optimizer_kind(path: str) -> OptimizerKind | None:
     """What is known about an optimizer class or factory by its dotted path; None for an unknown one.

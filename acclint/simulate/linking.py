@@ -88,7 +88,7 @@ class Linking(Statements):
             return self.scanner.matters(value.function)
         if kind is ClassValue:
             if _is_known(value):
-                return False
+                return self.updates_only(value)
             return value.module or value.dataclass or self.scanner.class_matters(value.node)
         if kind is Opaque:
             return bool(value.attrs)  # settings that the file has written on it

@@ -320,9 +320,11 @@ class Machine(Linking):
             kind = optimizers.optimizer_kind(base.path) if isinstance(base, Imported) else None
             if kind is not None:
                 # The file's own optimizer class: what its step does besides is not looked at.
-                made = self.make_optimizer(base.path, kind, args, keywords, span)
-                made.replays = made.replays or "step" in cls.members or "zero_grad" in cls.members
-                return made
+                optimizer = self.make_optimizer(base.path, kind, args, keywords, span)
+                optimizer.replays |= "step" in cls.members or "zero_grad" in cls.members
+                return optimizer
+        if self.updates_only(cls):
+            return self.own_optimizer(cls, args, keywords, span)
         for one in resolution_order(cls):
             for base in one.bases:
                 if isinstance(base, Imported) and base.path.startswith(("accelerate.", "lightning.fabric", "torch.")):

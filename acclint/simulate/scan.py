@@ -53,11 +53,11 @@ def _stepped(stmt: p.Stmt) -> p.Expr | None:
 
 
 class Scan:
-    """Names in a piece of code: plain calls, calls on self, other attributes; and its jumps and loops."""
+    """Names in a piece of code: plain calls, calls on self, other attributes; its jumps, loops and remainders."""
 
     __slots__ = (
-        "attrs", "calls", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "returns", "sums",
-        "torch",
+        "attrs", "calls", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "remainder",
+        "returns", "sums", "torch",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -73,6 +73,7 @@ class Scan:
         self.grad = False
         self.grows = False
         self.sums = False
+        self.remainder = False
         self.torch = False
 
 
@@ -176,6 +177,7 @@ class Scanner:
         found.grad |= inside.grad
         found.grows |= inside.grows
         found.sums |= inside.sums
+        found.remainder |= inside.remainder
         found.torch |= inside.torch
         if jumps:
             found.loops += inside.loops
@@ -193,8 +195,10 @@ class Scanner:
                 func = one.func
                 if isinstance(func, p.Name):
                     found.calls.add(func.id)
-                elif isinstance(func, p.Attr) and isinstance(func.value, p.Name) and func.value.id in ("self", "cls"):
-                    found.own.add(func.name)
+                elif isinstance(func, p.Attr):
+                    found.attrs.add(func.name)
+                    if isinstance(func.value, p.Name) and func.value.id in ("self", "cls"):
+                        found.own.add(func.name)
                 for arg in one.args:
                     if isinstance(arg, p.Name):
                         found.calls.add(arg.id)
@@ -203,9 +207,13 @@ class Scanner:
                         found.calls.add(arg.id)
             elif kind is p.Attr:
                 assert isinstance(one, p.Attr)
-                found.attrs.add(one.name)
+                if one.name != "step" or names.is_optimizer_name(text(one.value).rpartition(".")[2]):
+                    found.attrs.add(one.name)  # `self.step` is a counter if it is not called.
                 found.grows |= one.name in ("append", "extend", "add_")
                 found.grad |= one.name in ("grad", "_grad")
+            elif kind is p.Binary:
+                assert isinstance(one, p.Binary)
+                found.remainder |= one.op == "%"
             elif kind is p.Extern:
                 assert isinstance(one, p.Extern)
                 found.attrs.add(one.path.rpartition(".")[2])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from acclint.knowledge import names
+from acclint.knowledge import names, optimizers
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.losses import Losses, doubts
 from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
-from acclint.simulate.vocabulary import HANDLES_GRADIENTS
+from acclint.simulate.vocabulary import HANDLES_GRADIENTS, ZEROING
 from acclint.simulate.world import Restart
 
 _TELLING = 1000  # unknown numbers from here up are unlike any other number of a run
+_OPTIMIZER_BASES = ("torch.optim.Optimizer", "torch.optim.optimizer.Optimizer")
+# What an optimizer class may have besides step(), and step() may not do, to be one like torch's own.
+_OWN_METHODS = frozenset(("step", "state_dict", "load_state_dict", "add_param_group", "get_lr"))
+_MORE_THAN_UPDATES = frozenset(("step", "backward")) | ZEROING
 _BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
 
 
@@ -144,7 +148,9 @@ class Updates(Losses):
             self.run.schedulers.append(kept)
         return kept
 
-    def make_optimizer(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    def make_optimizer(
+        self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span
+    ) -> v.Optimizer:
         given = args[0] if args else keywords.get("params", keywords.get("model"))
         parts = self.owners_of(given) if given is not None else NOBODY
         made = v.Optimizer(
@@ -165,6 +171,26 @@ class Updates(Losses):
         self.run.optimizers.append(made)
         self.ledger.add(made)
         self.own_schedule(made, keywords.get(kind.schedule), span)
+        return made
+
+    def updates_only(self, cls: v.ClassValue) -> bool:
+        """Whether an optimizer class of the project is like torch's: its step() reads gradients and changes parameters.
+
+        One that keeps gradients over several steps, zeroes them, has steps of other names (SAM) or drives another
+        optimizer does more.
+        """
+        step = cls.members.get("step")
+        if type(step) is not Closure or not any(getattr(base, "path", "") in _OPTIMIZER_BASES for base in cls.bases):
+            return False
+        methods = {name for name, one in cls.members.items() if type(one) is Closure and name[:1] != "_"}
+        said = self.scanner.reach(step.function.body)
+        counts = self.scanner.scan(step.function.body).remainder
+        return methods <= _OWN_METHODS and "grad" in said and not said & _MORE_THAN_UPDATES and not counts
+
+    def own_optimizer(self, cls: v.ClassValue, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        """An object of an optimizer class of the project. What it makes of the scale of its gradients is not known."""
+        made = self.make_optimizer(f"{_OPTIMIZER_BASES[0]}: {cls.name}", optimizers.OTHER, args, keywords, span)
+        made.known = False
         return made
 
     def own_schedule(self, optimizer: v.Optimizer, length: Value, span: Span) -> None:
