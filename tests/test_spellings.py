@@ -421,3 +421,27 @@ def train(loaders, state):
 # cyingliu/CS224n-Efficient-MT-BERT, multitask_classifier.py: backward where the losses of all tasks are there.
 def test_a_window_test_of_an_unknown_step_is_not_flipped_to_keep_losses_for_ever() -> None:
     assert codes(BUFFER) == set()
+
+
+KEPT_GRADIENTS = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+
+def train(loader, k):
+    model = nn.Linear(8, 2)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        (F.cross_entropy(model(x), y) / k).backward()
+        opt.step()
+        if (i + 1) % k == 0:
+            opt.zero_grad()
+"""
+
+
+# huggingface/accelerate, test_utils/scripts/test_sync.py: the gradients do add up here.
+def test_what_is_stepped_each_time_and_zeroed_each_kth_repeats_micro_batches() -> None:
+    (finding,) = check_text(KEPT_GRADIENTS, "train.py", SHOWN).findings
+    assert finding.code == "ACC016"
+    assert "repeats the micro-batches" in finding.message

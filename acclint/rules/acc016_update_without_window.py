@@ -102,7 +102,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     for view in views(analysis, run):
         if view.k != 1 or len(view.closed) < 3 or set(view.sizes) != {1}:
             continue
-        report = _divided(view) or _always_true(view) or _repeated(view) or _clipped_only(view)
+        report = _repeated(view) or _divided(view) or _always_true(view) or _clipped_only(view)
         if report is not None:
             found.setdefault(report.span, report)
     return list(found.values())
