@@ -445,3 +445,25 @@ def test_what_is_stepped_each_time_and_zeroed_each_kth_repeats_micro_batches() -
     (finding,) = check_text(KEPT_GRADIENTS, "train.py", SHOWN).findings
     assert finding.code == "ACC016"
     assert "repeats the micro-batches" in finding.message
+
+
+LAST_STEP = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+model = nn.Linear(8, 2)
+opt = torch.optim.SGD(model.parameters(), lr=0.1)
+for i in range(12):
+    x, y = torch.randn(4, 8), torch.randint(0, 2, (4,))
+    F.cross_entropy(model(x), y).backward()
+    opt.step()
+    opt.zero_grad()
+F.cross_entropy(model(x), y).backward()
+opt.step()
+"""
+
+
+# NVIDIA/DeepLearningExamples, PyTorch/LanguageModeling/BERT/run_pretraining.py: the last update is in no loop.
+def test_an_update_behind_the_loop() -> None:
+    assert codes(LAST_STEP) == set()

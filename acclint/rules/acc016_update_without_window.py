@@ -281,7 +281,7 @@ def _turns(event: Event) -> list[Span]:
 def _clipped_only(view: View) -> Report | None:
     """The window test guards clipping or the like, and the update stands outside of it."""
     update, micro = view.update, view.micro
-    if update is None or micro is None or micro.level != "micro" or update.loops[-1][0].span != micro.span:
+    if update is None or micro is None or micro.level != "micro" or _turns(update)[-1:] != [micro.span]:
         return None  # Updates in a loop inside are another optimizer's of the same parameters.
     own = {guard.span for guard in update.guards}
     for event in view.run.of("clip"):
