@@ -467,3 +467,34 @@ opt.step()
 # NVIDIA/DeepLearningExamples, PyTorch/LanguageModeling/BERT/run_pretraining.py: the last update is in no loop.
 def test_an_update_behind_the_loop() -> None:
     assert codes(LAST_STEP) == set()
+
+
+CHUNKS = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from helpers import prepare
+
+
+def train(model, loader, optimizer, scheduler, micro, k):
+    for it, batch in enumerate(loader):
+        model.zero_grad()
+        x = batch["x"].to("cuda")
+        y = batch["y"].to("cuda")
+        x, y = prepare(x, y)
+        scale = 1.0 / k
+        for at in range(0, x.size(0), micro):
+            if at + micro < x.size(0):
+                loss = F.cross_entropy(model(x[at : at + micro]), y[at : at + micro])
+                (scale * loss).backward()
+            else:
+                loss = F.cross_entropy(model(x[at:]), y[at:])
+                (scale * loss).backward()
+                optimizer.step()
+                scheduler.step()
+"""
+
+
+# Edward-Sun/easy-to-hard, train_rm_pointwise.py: the last chunk of each batch updates.
+def test_the_last_chunk_of_a_batch_is_told_by_where_it_ends() -> None:
+    assert codes(CHUNKS) == set()

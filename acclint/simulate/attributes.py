@@ -251,7 +251,7 @@ class Attributes(Items):
         if kind in (Opaque, Module, v.Optimizer, v.Scheduler, v.Accelerator, Loader, v.Engine):
             base.attrs[name] = value
             if kind is Module and type(value) is Module:
-                value.owner.parents.append(base.owner)
+                value.owner.join(base.owner)
                 value_norm = self.norm_inside(value)
                 if base.batchnorm is None and value_norm is not None:
                     base.batchnorm = value_norm
@@ -261,15 +261,15 @@ class Attributes(Items):
         kind = type(value)
         if kind in (Module, Instance) and value.owner is not None and value.owner is not owner:
             if not owner.within(value.owner):
-                value.owner.parents.append(owner)
+                value.owner.join(owner)
             if value.batchnorm is not None and base.batchnorm is None:
                 base.batchnorm = value.batchnorm
         elif kind is Param and value.owner is not owner:
-            value.owner.parents.append(owner)
+            value.owner.join(owner)
         elif kind is Opaque and not value.batch and not value.graph:
             part = self.owner_of(value)
             if part is not owner and not owner.within(part):
-                part.parents.append(owner)
+                part.join(owner)
         elif isinstance(value, (list, tuple)):
             for one in value[:16]:
                 self.adopt(base, owner, one)

@@ -135,6 +135,8 @@ class Conditions(Methods):
         for outcome, block in ((True, stmt.body), (False, stmt.orelse)):
             if bool(value.v) is outcome and block and isinstance(block[-1], p.Raise):
                 return not outcome  # The numbers of a run that works are not those that it refuses.
+        if any(value.roots == loop.bounds for loop in self.loops):
+            return bool(value.v)  # Whether a loop is at its end: `if start + size < len(x)` in range(0, len(x), size).
         roles = {self.role_of_root(root) for root in value.roots}
         if not roles <= {"", "limit", "batch", "interval", "world"}:
             return bool(value.v)

@@ -111,7 +111,7 @@ class Frameworks(Operators):
                 if not found:
                     made = self.opaque(f"{owner.key}.optimizer", "optimizer")
                     found = [self.as_optimizer(made, span)]
-                    found[0].parts = frozenset((owner.owner,)) if owner.owner is not None else None
+                    self.ledger.hand(found[0], frozenset((owner.owner,)) if owner.owner is not None else None)
                 kept = owner.attrs["<optimizers>"] = found
             return kept[0] if len(kept) == 1 else list(kept)
         if name == "lr_schedulers":

@@ -12,6 +12,7 @@ from acclint.simulate import values as v
 from acclint.simulate.gradients import Gradients
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import (
+    NO_ROOTS,
     Closure,
     Imported,
     Instance,
@@ -250,7 +251,8 @@ class Iteration(Gradients):
             role = {"micro": "length", "window": "k", "outer": "epochs"}[loop.level]
             known_roles = {self.role_of_root(root) for root in roots}
             fits = count == wanted or (loop.level == "window" and "k" in known_roles and count > 1)
-            if loop.level == "window" and strided:
+            chunks = any(one.kind == "loader" and one is not loop for one in self.loops)  # of a batch: they end with it
+            if strided and (loop.level == "window" or (loop.level == "micro" and chunks)):
                 fits = fits or count > 1
             if loop.level == "outer":
                 fits = 1 < count <= 8
@@ -278,6 +280,7 @@ class Iteration(Gradients):
                 cut = min(count, wanted) if count else wanted
                 loop.cut = cut != count
                 return iter(range(int(start), int(start) + cut))
+            loop.bounds = roots | roots_of(self.as_number(value.step)) if strided else NO_ROOTS
             return iter(range(int(start), int(stop), int(step)))
         if loop.level == "quiet" and roots and count < QUIET_TURNS:
             # It only comes out (almost) empty by the numbers of this run.

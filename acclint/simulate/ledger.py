@@ -30,20 +30,45 @@ class Ledger:
         self.optimizers: list[Optimizer] = []
         self.lanes: dict[tuple[Optimizer | None, Owner], Lane] = {}
         self.used: set[int] = set()
+        self._regrouped = Owner.regrouped
+        self._holders: dict[Owner, list[Optimizer]] = {}
         self._pending: dict[tuple[Optimizer | None, Owner], _Pending] = {}
         self._history: dict[Owner, list[int]] = {}
-        self._reached: dict[int, Owners] = {}  # the parameters that each backward call reached, before they are booked
+        self._reaching: dict[Owners, list[int]] = {}  # backward calls by what they reached, before that is booked
 
     # --- who owns what ---
 
     def add(self, optimizer: Optimizer) -> None:
         self.optimizers.append(optimizer)
+        for owner, held in self._holders.items():
+            if optimizer.parts is None:
+                if not held or held[0].parts is None:
+                    held.append(optimizer)
+            elif any(owner.within(part) for part in optimizer.parts):
+                if held and held[0].parts is None:
+                    held.clear()
+                held.append(optimizer)
+
+    def hand(self, optimizer: Optimizer, parts: Owners | None) -> None:
+        """Give an optimizer other parameters than it was made with."""
+        optimizer.parts = parts
+        self._holders.clear()
 
     def owns(self, optimizer: Optimizer, owner: Owner) -> bool:
-        if optimizer.parts is not None:
-            return any(owner.within(part) for part in optimizer.parts)
-        known = any(owner.within(part) for other in self.optimizers if other.parts is not None for part in other.parts)
-        return not known
+        return optimizer in self._held_by(owner)
+
+    def _held_by(self, owner: Owner) -> list[Optimizer]:
+        """The optimizers that hold parameters; those that hold nobody knows which hold what no other one does."""
+        if self._regrouped != Owner.regrouped:
+            self._holders.clear()
+            self._regrouped = Owner.regrouped
+        found = self._holders.get(owner)
+        if found is None:
+            owner.ask()
+            told = [one for one in self.optimizers if one.parts and any(owner.within(part) for part in one.parts)]
+            found = told or [one for one in self.optimizers if one.parts is None]
+            self._holders[owner] = found
+        return found
 
     def _targets(self, owners: Owners) -> set[Owner]:
         """The owners a backward call is booked on: the finest that some optimizer tells apart."""
@@ -59,9 +84,8 @@ class Ledger:
         return targets
 
     def _lanes_on(self, owner: Owner) -> Iterable[tuple[Optimizer | None, Owner]]:
-        for optimizer in self.optimizers:
-            if self.owns(optimizer, owner):
-                yield optimizer, owner
+        for optimizer in self._held_by(owner):
+            yield optimizer, owner
         if (None, owner) in self.lanes:
             yield None, owner
 
@@ -79,7 +103,8 @@ class Ledger:
     # --- what happens ---
 
     def backward(self, number: int, owners: Owners) -> None:
-        self._reached[number] = owners
+        if owners:
+            self._reaching.setdefault(owners, []).append(number)
         for owner in sorted(self._targets(owners), key=lambda one: one.number):
             row = self.rows.setdefault(owner, {})
             row[number] = row.get(number, 0) + math.prod(
@@ -93,9 +118,14 @@ class Ledger:
         return [owner for owner in self.rows if covers(owner)]
 
     def zero(self, covers: Callable[[Owner], bool], event: Event) -> None:
+        # A backward call that reached nothing but what is covered, of a whole module perhaps one part, is zeroed whole.
+        inside = {
+            number for reached, numbers in self._reaching.items() if all(map(covers, reached)) for number in numbers
+        }
         for owner, row in self.rows.items():
-            zeroed = set(row) if covers(owner) else {number for number in row if self._lies_in(number, covers)}
-            if not zeroed and not covers(owner):
+            covered = covers(owner)
+            zeroed = set(row) if covered else inside.intersection(row)
+            if not zeroed and not covered:
                 continue
             for key in self._lanes_on(owner):
                 pending = self._wait(key)
@@ -105,11 +135,6 @@ class Ledger:
                         pending.lost[number] = event
             for number in zeroed:
                 del row[number]
-
-    def _lies_in(self, number: int, covers: Callable[[Owner], bool]) -> bool:
-        """Whether a backward call reached nothing but what is covered: of a whole module, perhaps one part."""
-        reached = self._reached.get(number)
-        return bool(reached) and all(covers(owner) for owner in reached or ())
 
     def edit(self, covers: Callable[[Owner], bool], change: Callable[[Number], Number], event: Event) -> None:
         for owner in self.covered(covers):

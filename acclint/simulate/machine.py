@@ -191,7 +191,7 @@ class Machine(Linking):
         owner = Owner(last)
         for item in items:
             if getattr(item, "owner", None) is not None:
-                item.owner.parents.append(owner)
+                item.owner.join(owner)
         if norm:
             self.note_layer(span, owner)
             if literal.get("track_running_stats") is False:

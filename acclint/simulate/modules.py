@@ -131,7 +131,7 @@ class Modules(Frameworks):
             for item in modules_in(list(args)):
                 owner.items = (*owner.items, item)
                 if item.owner is not None:
-                    item.owner.parents.append(owner.owner)
+                    item.owner.join(owner.owner)
             return owner
         if name == "requires_grad_":
             if type(owner) is Instance or "<of>" not in owner.attrs:

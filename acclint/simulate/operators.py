@@ -203,6 +203,9 @@ class Operators(Tensors):
                     found = False
                 return found if op == "in" else not found
             return Maybe(f"{self.key(left)} in {self.key(right)}", op == "not in", expr.span)
+        if op not in ("==", "!="):
+            # The size of some data that a range has taken for a number before.
+            left, right = (self.numbers.get(one.key, one) if type(one) is Opaque else one for one in (left, right))
         if self.is_data(left) or self.is_data(right):
             batch = self.batch_of(left) | self.batch_of(right)
             return self.opaque(text(expr), "<mask>", batch=batch)

@@ -33,6 +33,7 @@ class Loop:
     named: bool = False
     known_length: bool = False
     target: str = ""
+    bounds: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)

@@ -310,7 +310,7 @@ class Updates(Losses):
         elif name == "backward" and args:
             self.backward(args[0], span, sure=False, via="optimizer")
         elif name == "add_param_group" and args:
-            owner.parts = (owner.parts or NOBODY) | self.owners_of(args[0])
+            self.ledger.hand(owner, (owner.parts or NOBODY) | self.owners_of(args[0]))
             owner.attrs.pop("<parts>", None)
             owner.attrs.pop("<groups>", None)
         elif name in ("train", "eval"):

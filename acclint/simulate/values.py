@@ -64,17 +64,35 @@ class Owner:
     `guessed`: it is an unknown function that is given data, and nothing says that it has parameters.
     """
 
-    __slots__ = ("guessed", "name", "number", "parents")
+    __slots__ = ("asked", "guessed", "name", "number", "parents")
     _made: ClassVar[count[int]] = count()
+    regrouped: ClassVar[int] = 0  # how often parameters of which it was asked have become a part of others
 
     def __init__(self, name: str, parent: Owner | None = None) -> None:
         self.name = name
         self.guessed = False
+        self.asked = False  # whether somebody remembers what it is a part of
         self.number = next(Owner._made)  # sets of owners are gone through in this order
         self.parents: list[Owner] = [parent] if parent is not None else []
 
+    def join(self, parent: Owner) -> None:
+        """Become a part of other parameters."""
+        self.parents.append(parent)
+        Owner.regrouped += self.asked
+
+    def ask(self) -> None:
+        """Note that what these parameters are a part of is remembered, until that changes."""
+        todo = [self]
+        while todo:
+            one = todo.pop()
+            if not one.asked:
+                one.asked = True
+                todo += one.parents
+
     def within(self, other: Owner) -> bool:
         """Whether these parameters are the other's or a part of them."""
+        if self is other or not self.parents:
+            return self is other
         todo, seen = [self], set()
         while todo:
             one = todo.pop()
