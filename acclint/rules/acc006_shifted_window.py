@@ -343,6 +343,8 @@ def _never_true(view: View, micro: Loop) -> Report | None:
         )
         if not known or not isinstance(k, int) or k < 2 or len({event.data["outcome"] for event in events}) > 1:
             continue
+        if len({numeric(event.data["counter"]) for event in events}) < 2:
+            continue  # `if args.warmup != -1` counts nothing.
         whole = micro.known_length and not micro.cut and micro.ended
         nested = any(guard.modulus is not None and guard.outcome for guard in events[0].guards)
         entries = {loop.entry for event in events for loop, _ in event.loops if loop.span == micro.span}
