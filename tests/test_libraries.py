@@ -1665,6 +1665,7 @@ class Trainer:
     [
         ("pass", "pass", {"ACC001"}),
         ("pass", "self.zero_grad()", set()),
+        ("pass", "for p in self.param_groups[0]['params']: p.grad = None", set()),
         ("if self.steps % 4: return", "pass", set()),
     ],
 )

@@ -57,7 +57,7 @@ class Scan:
 
     __slots__ = (
         "attrs", "calls", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "remainder",
-        "returns", "sums", "torch",
+        "returns", "sets_grad", "sums", "torch",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -74,6 +74,7 @@ class Scan:
         self.grows = False
         self.sums = False
         self.remainder = False
+        self.sets_grad = False
         self.torch = False
 
 
@@ -154,6 +155,7 @@ class Scanner:
             if isinstance(stmt.value, p.Binary):
                 found.grows |= stmt.value.op == "+" and text(stmt.value.left) == text(stmt.targets[0])
             found.grows |= isinstance(stmt.targets[0], p.Index)
+            found.sets_grad |= any(isinstance(one, p.Attr) and one.name in ("grad", "_grad") for one in stmt.targets)
             if isinstance(stmt.value, p.Name):
                 found.calls.add(stmt.value.id)  # a function under another name is there to be called
         elif kind is p.Class:
@@ -178,6 +180,7 @@ class Scanner:
         found.grows |= inside.grows
         found.sums |= inside.sums
         found.remainder |= inside.remainder
+        found.sets_grad |= inside.sets_grad
         found.torch |= inside.torch
         if jumps:
             found.loops += inside.loops

@@ -16,7 +16,8 @@ class Loop:
 
     `kind` says what is iterated: "loader" (micro-batches of a loader), "chunks" (parts of a batch), "count"
     (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
-    its target; of a call, what is known to make it once per batch.
+    its target; of a call, what is known to make it once per batch. `bounds` are the unknowns that a range with a stride
+    depends on, where it is run from its start to its end.
     """
 
     span: Span

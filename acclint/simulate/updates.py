@@ -17,7 +17,7 @@ _TELLING = 1000  # unknown numbers from here up are unlike any other number of a
 _OPTIMIZER_BASES = ("torch.optim.Optimizer", "torch.optim.optimizer.Optimizer")
 # What an optimizer class may have besides step(), and step() may not do, to be one like torch's own.
 _OWN_METHODS = frozenset(("step", "state_dict", "load_state_dict", "add_param_group", "get_lr"))
-_MORE_THAN_UPDATES = frozenset(("step", "backward")) | ZEROING
+_MORE_THAN_UPDATES = frozenset(("step", "backward", "zero_")) | ZEROING
 _BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
 
 
@@ -184,8 +184,9 @@ class Updates(Losses):
             return False
         methods = {name for name, one in cls.members.items() if type(one) is Closure and name[:1] != "_"}
         said = self.scanner.reach(step.function.body)
-        counts = self.scanner.scan(step.function.body).remainder
-        return methods <= _OWN_METHODS and "grad" in said and not said & _MORE_THAN_UPDATES and not counts
+        found = self.scanner.scan(step.function.body)
+        more = bool(said & _MORE_THAN_UPDATES) or found.remainder or found.sets_grad
+        return methods <= _OWN_METHODS and "grad" in said and not more
 
     def own_optimizer(self, cls: v.ClassValue, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """An object of an optimizer class of the project. What it makes of the scale of its gradients is not known."""
