@@ -285,11 +285,11 @@ def _intents(view: View, event: Event, zeros: list[Event], divisions: tuple[Acti
 
 
 def _now_and_then(view: View, event: Event) -> bool:
-    """Whether a test of other numbers than the window's leads to a zeroing: every so many steps."""
+    """Whether a test of unknown numbers other than the window's leads to a zeroing: every so many steps."""
     for guard in event.guards:
         texts = [text for span, text in view.texts.moduli.items() if span.within(guard.span)]
         own = [text for text in texts if text == view.k_text or is_accumulation_name(text.rpartition(".")[2])]
-        if guard.modulus is not None and texts and not own and not any(text.isdigit() for text in texts):
+        if guard.modulus is not None and guard.roots and texts and not own:
             return True
     return False
 
