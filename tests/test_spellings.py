@@ -498,3 +498,36 @@ def train(model, loader, optimizer, scheduler, micro, k):
 # Edward-Sun/easy-to-hard, train_rm_pointwise.py: the last chunk of each batch updates.
 def test_the_last_chunk_of_a_batch_is_told_by_where_it_ends() -> None:
     assert codes(CHUNKS) == set()
+
+
+WARM_UP = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from apex.fp16_utils import FP16_Optimizer
+from apex.optimizers import FusedAdam
+
+
+def train_step(model, optimizer, x, y):
+    optimizer.zero_grad()
+    loss = F.cross_entropy(model(x), y)
+    optimizer.backward(loss)
+    optimizer.step()
+    return loss.item()
+
+
+def main(loader, args):
+    model = nn.Linear(8, 2)
+    optimizer = FusedAdam(model.parameters(), lr=args.lr)
+    optimizer = FP16_Optimizer(optimizer, dynamic_loss_scale=True, verbose=False)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+    for x, y in loader:
+        train_step(model, optimizer, x, y)
+        if args.warmup != -1:
+            scheduler.step()
+"""
+
+
+# DaehanKim/TransformerCVAE, train_dist_half.py: a setting that is compared with a constant is no window test.
+def test_a_comparison_of_a_setting_with_a_constant_counts_nothing() -> None:
+    assert codes(WARM_UP) == set()
