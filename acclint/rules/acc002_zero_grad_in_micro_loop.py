@@ -14,6 +14,7 @@ from acclint.rules.base import Action, Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
 from acclint.rules.windows import View, held, own_data, owner_phrase, turning, views, weaker
 from acclint.simulate.trace import Backward, Event, Run, Window
+from acclint.simulate.values import roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -286,10 +287,11 @@ def _intents(view: View, event: Event, zeros: list[Event], divisions: tuple[Acti
 
 def _now_and_then(view: View, event: Event) -> bool:
     """Whether a test of unknown numbers other than the window's leads to a zeroing: every so many steps."""
+    known = view.gate.roots - roots_of(view.gate.counter) if view.gate is not None else frozenset()
     for guard in event.guards:
         texts = [text for span, text in view.texts.moduli.items() if span.within(guard.span)]
         own = [text for text in texts if text == view.k_text or is_accumulation_name(text.rpartition(".")[2])]
-        if guard.modulus is not None and guard.roots and texts and not own:
+        if guard.modulus is not None and guard.roots and not guard.roots & known and texts and not own:
             return True
     return False
 

@@ -78,7 +78,9 @@ class Owner:
     def join(self, parent: Owner) -> None:
         """Become a part of other parameters."""
         self.parents.append(parent)
-        Owner.regrouped += self.asked
+        if self.asked:
+            parent.ask()
+            Owner.regrouped += 1
 
     def ask(self) -> None:
         """Note that what these parameters are a part of is remembered, until that changes."""
