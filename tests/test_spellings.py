@@ -500,6 +500,37 @@ def test_the_last_chunk_of_a_batch_is_told_by_where_it_ends() -> None:
     assert codes(CHUNKS) == set()
 
 
+CHUNKS_OF_SETTINGS = """\
+import argparse
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--per_device_train_batch_size", type=int, default=4)
+parser.add_argument("--micro_train_batch_size", type=int, default=None)
+args = parser.parse_args()
+
+
+def train(model, loader, optimizer, world):
+    micro = args.micro_train_batch_size or args.per_device_train_batch_size
+    accumulate_steps = args.per_device_train_batch_size // micro
+    micro = micro * world
+    scale = 1.0 / accumulate_steps
+    for batch in loader:
+        model.zero_grad()
+        ids = batch["input_ids"].cuda()
+        for at in range(0, ids.size(0), micro):
+            if at + micro < ids.size(0):
+                (scale * model(ids[at : at + micro]).loss).backward()
+            else:
+                (scale * model(ids[at:]).loss).backward()
+                optimizer.step()
+"""
+
+
+# Edward-Sun/easy-to-hard, train_rm_pairwise.py: the sizes of batch and chunk are told by no text to fit each other.
+def test_the_last_chunk_is_told_where_the_sizes_do_not_fit() -> None:
+    assert codes(CHUNKS_OF_SETTINGS) == set()
+
+
 WARM_UP = """\
 import torch
 from torch import nn

@@ -145,6 +145,7 @@ class Core:
             self.numbers[key] = kept
             self.run.numbers[key] = kept.v
             if kind == "k":
+                self.world.roles.setdefault(key, kind)  # Its name may be that of a variable, not in its key.
                 self.run.k_names[key] = kept.v
         return kept
 

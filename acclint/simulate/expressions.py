@@ -22,6 +22,7 @@ from acclint.simulate.values import (
     Instance,
     Loader,
     Maybe,
+    Module,
     Num,
     Opaque,
     Param,
@@ -295,7 +296,8 @@ class Expressions(Conditions):
                     break
             if keep:
                 self._clauses(expr, at + 1, frame, made)
-            if len(made) >= LIST_TURNS:
+            alike = loop.turns >= self.many_turns() and made and type(made[-1]) in (Module, Instance)
+            if len(made) >= LIST_TURNS or alike:
                 return
 
     def eval_lambda(self, expr: p.Lambda, frame: Frame) -> Value:

@@ -13,6 +13,7 @@ from acclint.simulate import values as v
 from acclint.simulate.values import (
     NO_ROOTS,
     NOBODY,
+    VECTOR,
     ClassValue,
     Closure,
     Imported,
@@ -465,7 +466,12 @@ def _arange(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
 
 
 def _parameter(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-    return Param(Owner("<parameter>"), True, getattr(args[0], "size", None) if args else None)
+    copied = args[0].owners if args and type(args[0]) is Tensor and args[0].name == VECTOR else NOBODY
+    # A copy of a model's parameters in one piece is updated in their place.
+    owner = next(iter(copied)) if len(copied) == 1 else Owner("<parameter>")
+    for one in copied - {owner}:
+        one.join(owner)
+    return Param(owner, True, getattr(args[0], "size", None) if args else None)
 
 
 def _stack(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -508,7 +514,9 @@ def _to_vector(m: Machine, args: list[Value], keywords: dict[str, Value], span: 
     grads = [one for one in items if type(one) is v.Grad]
     if grads and len(grads) == len(items):
         return v.Grad(grads[0].owner, dict(grads[0].row), read=grads[0].read, added=grads[0].added)
-    return Tensor(m.graph_owners(items), bool(m.graph_owners(items)) and m.grad_enabled)
+    copied = (one.owners for one in items if type(one) is Tensor)
+    owners = m.graph_owners(items)
+    return Tensor(owners.union(*copied), bool(owners) and m.grad_enabled, name=VECTOR)
 
 
 def _from_vector(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
@@ -947,6 +955,7 @@ FUNCTIONS: dict[str, Handler] = {
     "torch.enable_grad": _grad_context(True),
     "torch.set_grad_enabled": _set_grad,
     "torch.autograd.set_grad_enabled": _set_grad,
+    "torch._utils._flatten_dense_tensors": _to_vector,
     "torch.nn.utils.parameters_to_vector": _to_vector,
     "torch.nn.utils.convert_parameters.parameters_to_vector": _to_vector,
     "torch.nn.utils.vector_to_parameters": _from_vector,

@@ -15,6 +15,8 @@ from acclint.simulate.vocabulary import word_set
 
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
 _KEEPS_GRAD = word_set("clone detach to cpu cuda float double half view flatten reshape data")
+# With these a gradient is taken away, for work of its own: several losses' gradients, joined to one direction.
+_TAKES_GRAD = word_set("clone numpy tolist view reshape flatten ravel")
 
 # What a function names that reads or writes gradients of its own.
 _ELSEWHERE = frozenset({"grad", "zero_grad", "backward", "step"})
@@ -110,7 +112,7 @@ class Gradients(Updates):
     def param_method(self, owner: Param, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         owners = frozenset((owner.owner,))
         if name == "detach":
-            return Tensor(size=owner.size)
+            return Tensor(owners, size=owner.size)
         if name in ("sub_", "add_", "addcdiv_", "copy_", "sub", "add"):
             ascends = name == "add_" and self._ascends(args, keywords)
             for value in args:
@@ -166,6 +168,8 @@ class Gradients(Updates):
         return _ELSEWHERE.isdisjoint(self.scanner.reach(hook.function.body))
 
     def grad_method(self, owner: v.Grad, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        if name in _TAKES_GRAD:
+            self.run.kept.update(number for number in owner.row if number != PROBE)
         if not owner.shared:
             op = _GRAD_OPS.get(name.rstrip("_"))
             if op is not None and args:

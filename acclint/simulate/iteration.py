@@ -10,6 +10,7 @@ from acclint.knowledge import names
 from acclint.program import NOWHERE, Span, file_of
 from acclint.simulate import values as v
 from acclint.simulate.gradients import Gradients
+from acclint.simulate.scan import bodies, text
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import (
     NO_ROOTS,
@@ -33,6 +34,7 @@ from acclint.simulate.values import (
 )
 
 QUIET_TURNS = 2
+EVALUATED = 3  # micro-batches of a pass over data that does not train
 LIST_TURNS = 64
 _MANY = 1 << 60  # Python counts no longer ranges
 
@@ -62,7 +64,8 @@ class Iteration(Gradients):
             loop.fetched = True
             loop.named = True
             loop.known_length = value.length is not None and not roots_of(value.length)
-            return self.batches_of(value)
+            batches = self.batches_of(value)
+            return batches if level != "quiet" or self._gathers(stmt) else self._limited(batches, EVALUATED, loop)
         if type(value) is Stream:
             loop.kind = "loader" if value.feeds else "other"
             loop.fetched = value.feeds
@@ -89,6 +92,21 @@ class Iteration(Gradients):
         if type(value) is Opaque:
             return self.iterate_unknown(value, loop, wanted)
         return iter([self.opaque(f"item:{loop.span.row}", "<item>") for _ in range(min(wanted, QUIET_TURNS))])
+
+    @staticmethod
+    def _gathers(stmt: p.For) -> bool:
+        """Whether a loop that does not train counts its turns or keeps the micro-batches for later."""
+        todo = list(stmt.body)
+        kept = {text(one) for one in getattr(stmt.target, "items", (stmt.target,))}
+        while todo:
+            inner = todo.pop()
+            todo += [one for body in bodies(inner) for one in body]
+            call = inner.value if isinstance(inner, p.Do) else None
+            if isinstance(call, p.Call) and any(text(one) in kept for one in call.args):
+                return True
+            if isinstance(inner, p.Augment) and isinstance(inner.value, p.Const):
+                return True
+        return False
 
     def batches_of(self, loader: Loader) -> Iterator[Value]:
         """The micro-batches of one pass over a loader."""
@@ -267,6 +285,8 @@ class Iteration(Gradients):
                 fits = fits or 2 < count <= 70  # `len(loader) // k` of a loader that is known
             if not fits:
                 if strided:
+                    loop.bounds = roots | roots_of(self.as_number(value.step))
+                    loop.end = (stop_value, int(start) + wanted * int(step))
                     return self._strided(int(start), int(step), wanted)
                 single = next(iter(roots)) if len(roots) == 1 else None
                 if single is not None and type(stop_value) is Num and stop_value.born == NOWHERE:

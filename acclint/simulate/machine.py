@@ -149,7 +149,7 @@ class Machine(Linking):
         """A torch function or class with no special meaning: a module, a context, or an operation on tensors."""
         values = [*args, *keywords.values()]
         if path.startswith(("torch.nn.functional.",)) or (
-            path.startswith("torch.") and last[:1].islower() and "models" not in path
+            path.startswith("torch.") and last.lstrip("_")[:1].islower() and "models" not in path
         ):
             owners = self.graph_owners(values)
             batch = self.batch_of(values)

@@ -226,6 +226,7 @@ class Operators(Tensors):
             left, right = self.number(left.key, left.name), self.number(right.key, right.name)
             a, b = left.v, right.v
         if a is not None and b is not None:
+            a, b = self.end_of_chunks(left, a), self.end_of_chunks(right, b)
             self.compared[expr.span] = (left, right)
             self.note_limit(a, b, roots_of(left), roots_of(right))
             outcome = _COMPARE[op](a, b)
@@ -249,6 +250,13 @@ class Operators(Tensors):
             return (left == right) if op == "==" else (left != right) if op == "!=" else Maybe(text(expr))
         negated = op == "!="
         return Maybe(f"{self.key(left)} {'==' if negated else op} {self.key(right)}", negated, expr.span)
+
+    def end_of_chunks(self, value: Value, number: Number) -> Number:
+        """The number that is compared: of a size that a loop goes through in chunks, where this run ends."""
+        for loop in self.loops:
+            if loop.end is not None and number == numeric(loop.end[0]) and roots_of(value) == roots_of(loop.end[0]):
+                return loop.end[1]
+        return number
 
     def note_limit(self, a: Number, b: Number, roots: frozenset[str], other: frozenset[str]) -> None:
         """Note a counter that is compared with the number at which it ends, such as the number of updates."""

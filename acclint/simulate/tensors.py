@@ -8,7 +8,7 @@ from typing import Any
 
 from acclint.program import Span
 from acclint.simulate.attributes import Attributes
-from acclint.simulate.values import NOBODY, Num, Opaque, Param, Tensor, Value, numeric, roots_of
+from acclint.simulate.values import NOBODY, VECTOR, Num, Opaque, Param, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import NO_GRADIENT, RESHAPES, SAME, WITH_INDICES
 
 _SCALAR = (".mean()", ".sum()")  # where a loss comes from that is one number, whatever it was made of
@@ -35,6 +35,8 @@ class Tensors(Attributes):
         if name in ("detach", "numpy", "tolist", "item", "data"):
             if name == "item":
                 return self.measured("item()", frozenset())
+            if owner.name == VECTOR:
+                return Tensor(owner.owners, name=VECTOR)
             return Tensor(batch=owner.batch, size=owner.size)
         if name in ("mean", "sum"):
             return self.reduced(owner, name, args, keywords, span)

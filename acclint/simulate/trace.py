@@ -17,7 +17,8 @@ class Loop:
     `kind` says what is iterated: "loader" (micro-batches of a loader), "chunks" (parts of a batch), "count"
     (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
     its target; of a call, what is known to make it once per batch. `bounds` are the unknowns that a range with a stride
-    depends on, where it is run from its start to its end.
+    depends on; `end` is its end where the run goes through more or fewer chunks than its numbers say: the number that
+    stands for it, and the one at which this run ends.
     """
 
     span: Span
@@ -35,6 +36,7 @@ class Loop:
     known_length: bool = False
     target: str = ""
     bounds: frozenset[str] = frozenset()
+    end: tuple[Any, Number] | None = None
 
 
 @dataclass(eq=False, slots=True)

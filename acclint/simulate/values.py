@@ -141,6 +141,9 @@ class Term:
         self.guessed = False  # whether its graph is only supposed: something unknown returned it
 
 
+VECTOR = "vector"  # what a tensor is called that holds the parameters of modules in one piece
+
+
 class Tensor:
     """A tensor: the loss terms it is a weighted sum of, if it is a loss, and the parameters its graph reaches.
 
