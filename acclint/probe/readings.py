@@ -391,10 +391,17 @@ def _summed_without_optimizer(measured: Measurement) -> Reading:
 
 
 def old_gradients(measured: Measurement, optimizer: int, found: list[Window]) -> Reading:
-    """Half of the later updates also hold calls from before the update before."""
-    later = [bool(w.stale) and bool(w.explained or w.update.uneven) for w in found[1:]]  # not in noise that was added
+    """Half of the later updates also hold calls from before the update before, or that another optimizer has used.
+
+    What another one has used may be meant, if the first update holds it, too: two losses of a trunk.
+    """
+
+    def old(window: Window) -> bool:
+        return bool(window.stale or (window.foreign and not found[0].foreign))
+
+    later = [old(w) and bool(w.explained or w.update.uneven) for w in found[1:]]  # not in noise that was added
     if later and sum(later) * 2 >= len(later):
-        window = next(w for w in found[1:] if w.stale)
+        window = next(w for w in found[1:] if old(w))
         text = f"{sum(later)} of {len(later)} later updates also hold gradients that were stepped before"
         return Reading(True, text, window.update.line, window.update.file)
     if len(later) > 1 and not any(later) and all(window.explained for window in found):

@@ -25,7 +25,8 @@ def bands(precision: str) -> tuple[float, float]:
 class Window:
     """An update of one optimizer and the backward calls that reached it since the update before.
 
-    `begin` and `end` are how many backward calls of the run came before its first and after its last one. `clipped` is
+    `begin` and `end` are how many backward calls of the run came before its first and after its last one. `spent` are
+    the calls that another optimizer had stepped with before this one's own loss was sent backward. `clipped` is
     what clipping the norm of the whole gradient multiplied it with, right before the step: that changes the size of an
     update on purpose, and is taken out of the factors.
     """
@@ -37,6 +38,7 @@ class Window:
     begin: int
     end: int
     clipped: float = 1.0
+    spent: tuple[int, ...] = ()
 
     def factor(self, call: int) -> float:
         factor = self.update.coefficients.get(call, 0.0) / self.clipped
@@ -57,6 +59,11 @@ class Window:
     def stale(self) -> list[int]:
         """Calls from before the update before that are in this one, too."""
         return [call for call in self.update.coefficients if self.factor(call) and call not in self.fresh]
+
+    @property
+    def foreign(self) -> list[int]:
+        """Calls in it that another optimizer had stepped with before: the generator's, in its discriminator."""
+        return [call for call in self.spent if self.factor(call)]
 
     @property
     def main(self) -> list[int]:
@@ -147,15 +154,19 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
             if event.ordinal in mine and not measured.backwards[event.ordinal].replay:
                 span.calls.append(event.ordinal)
                 span.clipped = 1.0
+                span.spent |= span.stepped
         elif event.kind == "clip" and optimizer in event.owners:
             span.clipped *= _clip_factor(event)
         elif event.kind == "step":
             inside = optimizer in event.owners
             if inside:
                 spans.append(_Span(count))
+            else:
+                other = set(event.owners)
+                span.stepped |= {call for call in span.calls if other.intersection(measured.backwards[call].owners)}
     ends = [span.begin for span in spans[1:]] + [count] * (len(record.updates) + 1)
     return [
-        Window(measured, optimizer, update, tuple(span.calls), span.begin, end, span.clipped)
+        Window(measured, optimizer, update, tuple(span.calls), span.begin, end, span.clipped, tuple(sorted(span.spent)))
         for update, span, end in zip(record.updates, spans, ends, strict=False)
         if span.calls  # else a subclass whose step() calls its parent's: one update, seen twice
     ]
@@ -163,11 +174,16 @@ def windows(measured: Measurement, optimizer: int) -> list[Window]:
 
 @dataclass
 class _Span:
-    """The calls of an optimizer from one step to the next, as `Window` has them."""
+    """The calls of an optimizer from one step to the next, as `Window` has them.
+
+    `stepped` are those that another optimizer has stepped with, whether or not a call comes behind that.
+    """
 
     begin: int
     calls: list[int] = field(default_factory=list)
     clipped: float = 1.0
+    stepped: set[int] = field(default_factory=set)
+    spent: set[int] = field(default_factory=set)
 
 
 def _clip_factor(event: Event) -> float:

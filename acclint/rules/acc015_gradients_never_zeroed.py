@@ -9,7 +9,7 @@ from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule, Zero
 from acclint.rules.windows import View, held, owner_phrase, views, weaker
-from acclint.simulate.trace import Event, Run
+from acclint.simulate.trace import Backward, Event, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -136,7 +136,70 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 evidence=view.proof(),
             ),
         )
+    for view, stale in seen:
+        report = _foreign(view) if not stale else None
+        if report is not None:
+            found.setdefault(report.span, report)
     return list(found.values())
+
+
+def _foreign(view: View) -> Report | None:
+    """An update that also holds what another optimizer's loss has left over: a generator's, in its discriminator.
+
+    The gradients are zeroed, but before the other loss's backward pass, whose update has long been made by the time
+    that these parameters are updated. What both losses give in one turn may be meant: they share a trunk.
+    """
+    mine = view.lane.optimizer
+    if mine is None or len(view.closed) < 2:
+        return None
+    taken: dict[int, tuple[Event, str]] = {}  # the first update of another optimizer that used a backward call
+    for lane in view.run.lanes:
+        if lane.optimizer is None or lane.optimizer is mine or lane.owner.overlaps(view.lane.owner):
+            continue
+        for window in lane.windows:
+            update = window.update
+            if update is None:
+                continue
+            for number in window.row:
+                if number not in taken or update.number < taken[number][0].number:
+                    taken[number] = (update, lane.name)
+    cases: list[tuple[Event, Backward, Backward, Event]] = []
+    for window in view.closed:
+        own = [view.run.backwards[number] for number in window.row if number not in taken]
+        others = [view.run.backwards[number] for number in window.row if number in taken]
+        zeros = [zero for zero in window.zeros if others and zero.number < others[0].event.number]
+        if window.update is None or not own or not zeros:
+            continue
+        left = [one for one in others if taken[one.number][0].number < own[0].event.number]
+        left = [one for one in left if one.site != own[0].site and not _same_turn(one.event, window.update)]
+        if left:
+            cases.append((window.update, left[-1], own[0], zeros[-1]))
+    if len(cases) * 2 < len(view.closed):
+        return None
+    last, other, own_call, zero = cases[-1]
+    _, name = taken[other.number]
+    levels = [view.confidence]
+    assumptions = view.notes()
+    if view.handed_on is not None:
+        levels.append(Confidence.LOW)
+        assumptions += ((f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span),)
+    move = Move(zero.span, before=own_call.event.span)
+    return Report(
+        last.span,
+        f"{owner_phrase(view)} also steps with gradients that the loss of `{name}` has left in its parameters: they are "
+        "zeroed before that backward pass, and not between it and the next one",
+        Severity.ERROR,
+        weaker(*levels),
+        notes=(("the other loss's backward call", other.span), ("zeroed here", zero.span)),
+        assumptions=assumptions,
+        intents=(Intent("safe", "zero the gradients right before the backward pass of this optimizer's loss", (move,)),),
+        evidence=view.proof(),
+    )
+
+
+def _same_turn(one: Event, update: Event) -> bool:
+    """Whether an event is in the turn of the innermost loop around an update."""
+    return one.loops[: len(update.loops)] == update.loops
 
 
 def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...]:

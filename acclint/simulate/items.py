@@ -177,11 +177,14 @@ class Items(Iteration):
     def store_item(self, base: Value, index: Value, value: Value, span: Span, target: str) -> None:
         if isinstance(base, dict):
             key = self.dict_key(index)
+            key = AnyKey(self.key(key)) if type(key) is Opaque else key
             try:
-                base[AnyKey(self.key(key)) if type(key) is Opaque else key] = value
+                replaced = key in base
+                base[key] = value
             except TypeError:
                 return
-            self.watch_kept(span, value, list(base.values()), target, kept_in=base)
+            # What is replaced one after the other is for a while from two turns, and grows no further.
+            self.watch_kept(span, value, [value] if replaced else list(base.values()), target, kept_in=base)
         elif isinstance(base, list):
             at = numeric(index)
             if at is not None and base and -len(base) <= at < len(base):
