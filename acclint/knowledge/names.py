@@ -400,6 +400,12 @@ _SCHEDULER = _set("scheduler schedulers sched scheds schedule lrs schedular warm
 
 
 @lru_cache(maxsize=8192)
+def is_of_optimizer(name: str) -> bool:
+    """Whether a function is about an optimizer, its rate or schedule: `build_optimizer(args, model, len(loader))`."""
+    return not _OPTIMIZER.isdisjoint(words(name)) or not (_SCHEDULER | {"lr"}).isdisjoint(words(name))
+
+
+@lru_cache(maxsize=8192)
 def is_scheduler_name(name: str) -> bool:
     """Whether a name is a learning-rate scheduler object."""
     parts = words(name)

@@ -167,6 +167,8 @@ def _foreign(view: View) -> Report | None:
     for window in view.closed:
         own = [view.run.backwards[number] for number in window.row if number not in taken]
         others = [view.run.backwards[number] for number in window.row if number in taken]
+        # Of a whole that both are parts of, nobody knows which of them a loss reaches.
+        others = [one for one in others if any(owner.within(view.lane.owner) for owner in one.owners)]
         zeros = [zero for zero in window.zeros if others and zero.number < others[0].event.number]
         if window.update is None or not own or not zeros:
             continue
@@ -183,16 +185,16 @@ def _foreign(view: View) -> Report | None:
     if view.handed_on is not None:
         levels.append(Confidence.LOW)
         assumptions += ((f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span),)
-    move = Move(zero.span, before=own_call.event.span)
+    told = "zero the gradients right before the backward pass of this optimizer's loss"
     return Report(
         last.span,
-        f"{owner_phrase(view)} also steps with gradients that the loss of `{name}` has left in its parameters: they are "
-        "zeroed before that backward pass, and not between it and the next one",
+        f"{owner_phrase(view)} also steps with gradients that the loss of `{name}` has left in its parameters: they "
+        "are zeroed before that backward pass, and not between it and the next one",
         Severity.ERROR,
         weaker(*levels),
         notes=(("the other loss's backward call", other.span), ("zeroed here", zero.span)),
         assumptions=assumptions,
-        intents=(Intent("safe", "zero the gradients right before the backward pass of this optimizer's loss", (move,)),),
+        intents=(Intent("safe", told, (Move(zero.span, before=own_call.event.span),)),),
         evidence=view.proof(),
     )
 

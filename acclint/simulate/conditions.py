@@ -13,6 +13,7 @@ from acclint.simulate.methods import Methods
 from acclint.simulate.scan import plain_test, text
 from acclint.simulate.trace import Condition, Guard
 from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor, Value, numeric, roots_of
+from acclint.simulate.vocabulary import word_set
 from acclint.simulate.world import Restart
 
 _RESUMING = re.compile(
@@ -21,6 +22,9 @@ _RESUMING = re.compile(
 
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
+
+_CONSTANT = word_set("zeros zeros_like new_zeros tensor new_tensor full")  # what stands for a loss where there is none
+_OF_WINDOWS = frozenset({"step", "zero_grad"})  # what waits for a window test
 
 
 class Conditions(Methods):
@@ -165,13 +169,15 @@ class Conditions(Methods):
         if not unknown or not isinstance(stmt, p.If) or test.span in self.world.counting:
             return None
         guard.unknown, guard.key = True, text(test)
-        steps = "step" in self.scanner.reach(stmt.body) or "step" in self.scanner.reach(stmt.orelse)
-        if not steps or not self.loops or self.scanner.has_backward(stmt.body):
+        reached = self.scanner.reach(stmt.body) | self.scanner.reach(stmt.orelse)
+        if _OF_WINDOWS.isdisjoint(reached) or not self.loops or self.scanner.has_backward(stmt.body):
             return self.choose(guard.key, test.span, desired, None)  # Now true, now false: it is no setting to flip.
         moved = numeric(self.counters.setdefault(test.span, counter)) != numeric(counter)
         if moved and self.loops[-1].level == "micro":
             self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
             raise Restart
+        if "step" not in reached:
+            return self.choose(guard.key, test.span, desired, None)
         turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
         boundary = isinstance(divisor, int) and divisor > 0 and turn % divisor == 0
         equal = isinstance(test, p.Compare) and test.ops == ("==",)
@@ -236,9 +242,11 @@ class Conditions(Methods):
         return True
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
-        """`if name == "adam": return Adam(...)` in a factory: the first choice will do."""
+        """`if name == "adam": return Adam(...)` in a factory: the first choice will do; not `return torch.zeros(1)`."""
         last = body[-1]
         value = last.value if isinstance(last, p.Return) else None
+        if value is not None and not _CONSTANT.isdisjoint(self.scanner.scan((last,)).attrs):
+            return False
         made = isinstance(value, p.Sequence) and not all(isinstance(one, p.Const) for one in value.items)
         return (
             (isinstance(value, p.Call) or made)

@@ -206,7 +206,7 @@ class Core:
             return str(value.path)
         if isinstance(value, (str, int, float, bool, type(None))):
             return repr(value)
-        if isinstance(value, tuple):
+        if isinstance(value, (tuple, list)):
             return "(" + ",".join(self.key(one) for one in value[:4]) + ")"
         return str(getattr(value, "name", kind.__name__))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ from acclint.simulate.values import (
 
 if TYPE_CHECKING:
     from acclint.simulate.machine import Machine
+
+_SOME = 8  # pairs of a list's items
 
 Handler = Callable[["Machine", list[Value], dict[str, Value], Span], Value]
 
@@ -450,6 +453,15 @@ def _create(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
     return made
 
 
+def _variable(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    """Variable(x) of old code is x; one that is not data may be made to take gradients."""
+    value: Value = args[0] if args else keywords.get("data")
+    wants = args[1] if len(args) > 1 else keywords.get("requires_grad")
+    if wants is True and not m.batch_of(value) and not m.graph_owners([value]):
+        return Param(Owner("<parameter>"), True, getattr(value, "size", None))
+    return value
+
+
 def _like(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     if args and type(args[0]) in (Param, v.Grad):
         return v.Grad(args[0].owner, {})
@@ -821,6 +833,17 @@ def _chain(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
     return made
 
 
+def _pairs(choose: Callable[..., Iterable[tuple[Value, ...]]]) -> Handler:
+    """combinations() and permutations(): a few of them stand for all."""
+
+    def handler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+        size = numeric(args[1]) if len(args) > 1 else None
+        items = m.listed(args[0]) if args else []
+        return list(itertools.islice(choose(items, int(size) if size else 2), _SOME))
+
+    return handler
+
+
 def _partial(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     return v.Partial(args[0], tuple(args[1:]), tuple(keywords.items())) if args else None
 
@@ -916,6 +939,8 @@ FUNCTIONS: dict[str, Handler] = {
     "itertools.count": _count,
     "itertools.repeat": _repeat,
     "itertools.chain": _chain,
+    "itertools.combinations": _pairs(itertools.combinations),
+    "itertools.permutations": _pairs(itertools.permutations),
     "itertools.chain.from_iterable": lambda m, args, keywords, span: _chain(
         m, m.listed(args[0]) if args else [], {}, span
     ),
@@ -962,6 +987,8 @@ FUNCTIONS: dict[str, Handler] = {
     "torch.nn.utils.convert_parameters.vector_to_parameters": _from_vector,
     "torch.autograd.backward": _autograd_backward,
     "torch.autograd.grad": _autograd_grad,
+    "torch.autograd.Variable": _variable,
+    "torch.autograd.variable.Variable": _variable,
     "torch.nn.Parameter": _parameter,
     "torch.nn.parameter.Parameter": _parameter,
     "torch.nn.utils.clip_grad_norm_": _clip,

@@ -37,9 +37,11 @@ from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, WITH_INDICES, wor
 
 _PASS_THROUGH = word_set(
     "DistributedDataParallel DataParallel FullyShardedDataParallel FSDP compile convert_sync_batchnorm "
-    "convert_syncbn_model DDP prepare_model ScaleModel fully_shard"
+    "convert_syncbn_model DDP prepare_model ScaleModel fully_shard parallelize_module prepare_qat"
 )
 _DRIVERS = ("Accelerator", "Fabric", "GradScaler")
+_MODELS = ("torchvision.models", "timm.create_model", "timm.models.", "timm.layers.", "segmentation_models_pytorch")
+_NO_MODULES = tuple(f"torch.{one}." for one in "autograd cuda distributed distributions profiler utils".split())
 _TORCH_TOPS = word_set(
     "torch torchvision accelerate lightning pytorch_lightning lightning_fabric deepspeed apex itertools math "
     "contextlib copy functools collections transformers"
@@ -126,7 +128,7 @@ class Machine(Linking):
             return args[0] if args else (keywords.get("iterable") or self.opaque("tqdm", "progress"))
         if last in _PASS_THROUGH and (args or "model" in keywords or "module" in keywords):
             return args[0] if args else keywords.get("model", keywords.get("module"))
-        if top == "torch" or path.startswith(("torchvision.models", "timm.", "segmentation_models_pytorch")):
+        if top == "torch" or path.startswith(_MODELS):
             return self.torch_call(path, last, args, keywords, span)
         return self.foreign_call(path, last, args, keywords, expr, frame)
 
@@ -171,6 +173,14 @@ class Machine(Linking):
             if batch or any(type(one) in (Tensor, Param, v.Grad) for one in values):
                 return Tensor(batch=batch, size=self.size_of(args))
             return self.opaque(f"{path}({','.join(self.key(one) for one in args[:2])})", "<" + last)
+        if path.startswith("torch.") and last.endswith("Tensor"):
+            return Tensor(size=self.size_of(args), batch=self.batch_of(values) or self.made_up())
+        if path.startswith(_NO_MODULES) or (path.startswith("torch.") and path.count(".") == 1):
+            owners = self.graph_owners(values)  # A distribution is as a tensor made of its parameters.
+            graph = self.grad_enabled and bool(owners)
+            return self.opaque(
+                f"{path}@{span.row}", "<" + last, owners=owners, graph=graph, batch=self.batch_of(values)
+            )
         values = [self.drain(one, 64) if type(one) is Stream else one for one in values]
         literal: dict[str | int, object] = {
             name: value for name, value in keywords.items() if isinstance(value, (str, int, float, bool, type(None)))

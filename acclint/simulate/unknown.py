@@ -109,7 +109,7 @@ class Unknown(Modules):
                 made.attrs["<scored>"] = True
         elif graph and not callee.graph and self.is_model(callee) and not self.knows_k(callee, values):
             made.hint = "forward"
-        if loaders and not graph:
+        if loaders and not graph and not names.is_of_optimizer(callee.name):
             made.hint = "loader"
             made.key = f"{callee.key}({self.key(loaders[0])})"
             made.name = "loader"
@@ -375,6 +375,8 @@ class Unknown(Modules):
                 self.backward(given, span, via="fabric")
                 return None
             self.event("engine", span, name=base.name)
+            for term in self.as_loss(given, span).terms or () if given.graph else ():
+                term.sent += 1
             return None
         if args and not base.graph and self.is_module_like(base):
             self.event("engine", span, name=base.name)  # A method of its own: `stage.backward(inputs, outputs, grads)`.
@@ -466,7 +468,7 @@ class Unknown(Modules):
         self.note_helper(made, expr)
         if names.is_optimizer_class(last):
             made.attrs.update({"<length>": keywords.get("t_total"), "<made>": span})  # BertAdam, copied into a project
-        if loaders and not graph:
+        if loaders and not graph and not names.is_of_optimizer(last):
             made.hint, made.name = "loader", "loader"
         elif not graph and not batch:
             made.name = "<" + last

@@ -1,0 +1,283 @@
+"""What the objects and functions of torch and Python are to the machine: data, modules, optimizers, keys, choices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from acclint.findings import Confidence, Severity
+from acclint.lint import check_text
+from acclint.settings import Settings
+
+SHOWN = dataclasses.replace(Settings(), min_severity=Severity.WARNING, min_confidence=Confidence.MEDIUM)
+
+
+def codes(text: str) -> set[str]:
+    return {finding.code for finding in check_text(text, "train.py", SHOWN).findings}
+
+
+OLD_CODE = """\
+import torch
+import torch.nn.functional as F
+from torch.autograd import Variable
+
+
+def train(net, critic, loader, k):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    other = torch.optim.SGD(critic.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        x, y = Variable(x).cuda(), Variable(y, requires_grad=False).cuda()
+        real = Variable(torch.FloatTensor(x.size(0)).fill_(1))
+        loss = F.cross_entropy(net(x), y) + F.mse_loss(net(x), real)
+        {backward}
+        if (i + 1) % k == 0:
+            opt.step()
+            {zero}
+"""
+
+
+@pytest.mark.parametrize(
+    ("backward", "zero", "expected"),
+    [
+        ("(loss / k).backward()", "opt.zero_grad()", set()),
+        ("loss.backward()", "opt.zero_grad()", {"ACC001"}),
+        ("(loss / k).backward()", "other.zero_grad()", {"ACC015"}),
+    ],
+)
+def test_a_variable_is_what_it_was_made_of(backward: str, zero: str, expected: set[str]) -> None:
+    assert codes(OLD_CODE.format(backward=backward, zero=zero)) == expected
+
+
+POLICY = """\
+import torch
+from torch import nn
+from torch.distributions import Categorical
+
+
+def train(env, episodes, k):
+    policy, critic = nn.Linear(4, 2), nn.Linear(4, 1)
+    opt = torch.optim.Adam(policy.parameters(), lr=1e-3)
+    critic_opt = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    for i in range(episodes):
+        state, reward = env.episode()
+        dist = Categorical(logits=policy(state))
+        loss = -(dist.log_prob(dist.sample()) * reward).mean()
+        (loss / k).backward()
+        if (i + 1) % k == 0:
+            opt.step()
+            {zeroed}.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("zeroed", "expected"), [("opt", set()), ("critic_opt", {"ACC015"})])
+def test_a_distribution_has_the_graph_of_its_parameters(zeroed: str, expected: set[str]) -> None:
+    assert codes(POLICY.format(zeroed=zeroed)) == expected
+
+
+PAIRS = """\
+import itertools
+import torch
+from torch import nn
+
+
+class Pairs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.loss = nn.CosineEmbeddingLoss()
+
+    def forward(self, x):
+        loss = torch.tensor(0.0)
+        for a, b in itertools.combinations(zip(self.body(x), [1, 1, 2, 2]), 2):
+            loss += self.loss(a[0], b[0], torch.tensor(1 if a[1] == b[1] else -1))
+        return loss, x
+
+
+def train(loader):
+    model = Pairs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(3):
+        total = torch.tensor(0.0)
+        for x in loader:
+            optimizer.zero_grad()
+            loss, _ = model(x)
+            total += {kept}
+            loss.backward()
+            optimizer.step()
+"""
+
+
+# jerpelhan/DAVE, train_similarity.py: the loss is a sum over pairs of what the model returns.
+@pytest.mark.parametrize(("kept", "expected"), [("loss.item()", set()), ("loss", {"ACC005"})])
+def test_pairs_of_outputs_have_their_graph(kept: str, expected: set[str]) -> None:
+    assert codes(PAIRS.format(kept=kept)) == expected
+
+
+NO_TARGETS = """\
+import torch
+from torch import nn
+import torch.nn.functional as F
+from torch.autograd import Variable
+
+
+class Masked(nn.Module):
+    def forward(self, predict, target):
+        mask = (target >= 0) * (target != 255)
+        target = target[mask]
+        if not target.data.dim():
+            return Variable(torch.zeros(1))
+        return F.cross_entropy(predict[mask], target)
+
+
+def train(net, critic, loader, steps):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer_d = torch.optim.Adam(critic.parameters(), lr=1e-4)
+    criterion, bce = Masked().cuda(), nn.BCEWithLogitsLoss()
+    data = iter(loader)
+    for i in range(steps):
+        optimizer.zero_grad()
+        optimizer_d.zero_grad()
+        for p in critic.parameters():
+            p.requires_grad = False
+        x, y = next(data)
+        out = net(x)
+        criterion(out, y.long().cuda()).backward()
+        optimizer.step()
+        x, _ = next(data)
+        fooled = critic(F.softmax(net(x)))
+        bce(fooled, torch.zeros_like(fooled)).backward()
+        for p in critic.parameters():
+            p.requires_grad = True
+        told = critic(F.softmax(out.detach()))
+        bce(told, torch.zeros_like(told)).backward()
+        optimizer_d.step()
+"""
+
+
+# MyeongJin-Kim/Learning-Texture-Invariant-Representation: a constant is returned where a batch has no targets.
+def test_a_loss_is_not_the_constant_for_an_empty_batch() -> None:
+    assert codes(NO_TARGETS) == set()
+
+
+RECORDS = """\
+import torch
+
+
+class Trainer:
+    def __init__(self, model, loader, optimizer, criterion):
+        self.model, self.loader, self.optimizer, self.criterion = model, loader, optimizer, criterion
+        self.results = {{}}
+
+    def on_step(self, batch):
+        out = self.model(batch[0])
+        losses = {{"ce": torch.sum(out["logits"]) * 0.0}}
+        for key, value in self.criterion(out, batch[1]).items():
+            losses[key] = losses[key] + value if key in losses else value
+        self.results["losses"] = 0.0
+        for key in losses.keys():
+            self.results["losses"] += losses[key]
+            self.results[{name}] = losses[key]
+        self.optimizer.zero_grad()
+        self.results["losses"].backward()
+        self.optimizer.step()
+
+    def run_epoch(self):
+        for step, batch in enumerate(self.loader):
+            self.step = step
+            self.on_step(batch)
+"""
+
+
+# davidnvq/grit, engine/det_solver.py: each step's losses take the place of those of the step before.
+@pytest.mark.parametrize(("name", "expected"), [("key", set()), ("key, self.step", {"ACC005"})])
+def test_losses_that_are_replaced_are_not_kept(name: str, expected: set[str]) -> None:
+    assert codes(RECORDS.format(name=name)) == expected
+
+
+METHODS = """\
+import torch
+
+CONFIG = {}
+
+
+def train(model, loader, criterion, optimizer):
+    integrated = CONFIG["method"] in ["deepspeed", "patrickstar"]
+    wrapped = CONFIG["method"] in ["colossalai"]
+    total = torch.zeros(())
+    for x, y in loader:
+        loss = criterion(model(x), y)
+        total += loss
+        optimizer.zero_grad()
+        if wrapped:
+            optimizer.backward(loss)
+            optimizer.step()
+        elif integrated:
+            model.backward(loss)
+            model.step()
+    return total
+"""
+
+
+# hpcaitech/ColossalAI-Examples, benchmark/zero/common/train.py: backward is called by one or the other.
+def test_a_loss_that_an_engine_sends_backward_is_no_whole_graph() -> None:
+    findings = check_text(METHODS, "train.py", SHOWN).findings
+    assert [finding.code for finding in findings] == ["ACC005"]
+    assert "activations are freed by backward" in findings[0].message
+
+
+RESUMED = """\
+import sys
+import torch
+import torch.nn.functional as F
+
+
+def train_epoch(model, optimizer, hp, step, loader):
+    scaler = torch.cuda.amp.GradScaler()
+    for batch in loader:
+        step += 1
+        loss = F.cross_entropy(model(batch["x"]), batch["y"])
+        if torch.isnan(loss):
+            sys.exit(1)
+        scaler.scale(loss / hp.accum_grad).backward()
+        if step % hp.accum_grad == 0:
+            scaler.step(optimizer)
+            scaler.update()
+        if step % hp.accum_grad == 0 and (hp.optimizer_type == "Noam" or hp.optimizer_type == "AdamW"):
+            optimizer.zero_grad()
+    return step
+
+
+def main(model, loader, hp):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    step = torch.load(hp.load)["step"] if hp.load else 0
+    for epoch in range(hp.epochs):
+        step = train_epoch(model, optimizer, hp, step, loader)
+"""
+
+
+# syoamakase/Transformer_ASR, train.py: the counter comes from a checkpoint; update and zeroing wait for the same.
+def test_update_and_zeroing_wait_for_one_counter() -> None:
+    assert codes(RESUMED) == set()
+
+
+NAMED = """\
+import helpers
+import torch
+
+
+def main(args, model, loader, criterion):
+    rates = helpers.lr_values(args, loader)
+    optimizer = helpers.build_optimizer(args, model, rates, loader)
+    for i, (x, y) in enumerate(loader):
+        (criterion(model(x), y) / args.accum_iter).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+# zhaoliangzhang/St4RTrack, dust3r/training_jacobian.py: what is built with a loader is not always one.
+def test_an_optimizer_is_not_called_a_loader() -> None:
+    findings = check_text(NAMED, "train.py", SHOWN).findings
+    assert all("`loader`" not in finding.message for finding in findings)
+    assert [finding.code for finding in findings] == ["ACC016"]
