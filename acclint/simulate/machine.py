@@ -41,7 +41,9 @@ _PASS_THROUGH = word_set(
 )
 _DRIVERS = ("Accelerator", "Fabric", "GradScaler")
 _MODELS = ("torchvision.models", "timm.create_model", "timm.models.", "timm.layers.", "segmentation_models_pytorch")
-_NO_MODULES = tuple(f"torch.{one}." for one in "autograd cuda distributed distributions profiler utils".split())
+_NO_MODULES = (
+    "torch.autograd.", "torch.cuda.", "torch.distributed.", "torch.distributions.", "torch.profiler.", "torch.utils.",
+)  # fmt: skip
 _TORCH_TOPS = word_set(
     "torch torchvision accelerate lightning pytorch_lightning lightning_fabric deepspeed apex itertools math "
     "contextlib copy functools collections transformers"
