@@ -378,6 +378,18 @@ def may_zero(name: str) -> bool:
     return bool(parts & _CLEARS) and parts <= _ANYTHING
 
 
+_WAY = re.compile(
+    r"(?<![a-z])amp(?![a-z])|fp_?16|bf_?16|float16|half|mixed|precision|scaler|apex|deepspeed|fsdp|ddp|distribut|parallel"
+    r"|gpu|cuda|tpu|xla|rank|world_size",
+    re.IGNORECASE,
+)
+
+
+def is_way_of_computing(test: str) -> bool:
+    """Whether a test is about how to compute the same thing: the precision, the devices, a wrapper for them."""
+    return _WAY.search(test) is not None
+
+
 _OPTIMIZER = _set("optimizer optimizers optim optims optimiser optimisers opt opts")
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from acclint.findings import Confidence, Severity
-from acclint.knowledge.names import words
+from acclint.knowledge.names import is_way_of_computing, words
 from acclint.program import NOWHERE, Span
 from acclint.rules.base import Report
 from acclint.simulate import Analysis
@@ -357,9 +357,11 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
     """The reports that hold under both assignments of numbers.
 
     A report that only a flipped condition brings names the condition and is medium at most, a step less sure where it
-    takes more for granted.
+    takes more for granted. It is of low confidence where the condition is a choice of what to do, not of how to compute
+    it: the author may not have meant the two to go together, and half of such reports were wrong.
     """
     seen: set[Span] = set()
+    alike = False  # whether the same mistake is on the base path, too
     for path in analysis.paths:
         if path.flipped and path.first.stopped:
             continue  # A run that was broken off says little about another choice.
@@ -378,9 +380,12 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
                     ORDER[max(level.rank - 1, 0)] if len(report.assumptions) > 1 else weaker(level, Confidence.MEDIUM)
                 )
                 place = path.first.conditions.get(path.flipped)
-                told = analysis.text(place.text_span) if place is not None else ""
-                note = (f"only where `{told or path.flipped}` is {'true' if place and place.value else 'false'}", None)
+                told = (analysis.text(place.text_span) if place is not None else "") or path.flipped
+                if not alike and not is_way_of_computing(told):
+                    level = Confidence.LOW
+                note = (f"only where `{told}` is {'true' if place and place.value else 'false'}", None)
                 report = replace(report, assumptions=(*report.assumptions, note))
+            alike |= not path.flipped
             yield replace(report, confidence=level)
 
 
