@@ -170,7 +170,7 @@ def _outputs(run: Run, event: Event, kept: list[Term]) -> Report | None:
     fetched = {frozenset(number for number in batch if number > 0) for batch in batches}
     if loop is None or loop.kind == "call" or not all(batches) or len(fetched) < len(batches):
         return None
-    if frozenset.intersection(*fetched) - run.cuts and not any(batch & run.cuts for batch in fetched):
+    if frozenset.intersection(*fetched) - run.cuts:
         return None  # What one batch is weighed with, head by head, say.
     if any(len(batch) > 2 for batch in batches):
         return None  # Sums over many batches: a metric, which something unknown has given.
