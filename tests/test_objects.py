@@ -281,3 +281,68 @@ def test_an_optimizer_is_not_called_a_loader() -> None:
     findings = check_text(NAMED, "train.py", SHOWN).findings
     assert all("`loader`" not in finding.message for finding in findings)
     assert [finding.code for finding in findings] == ["ACC016"]
+
+
+BATCHED = """\
+import random
+import torch
+import torch.nn.functional as F
+
+
+def batches(data, size):
+    random.shuffle(data)
+    {made}
+
+
+def train(model, data, args):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(args.epochs):
+        for i, rows in enumerate(batches(data, args.batch_size)):
+            x, y = zip(*rows)
+            loss = F.cross_entropy(model(x), torch.tensor(y)){by}
+            loss.backward()
+            if (i + 1) % args.accum == 0:
+                opt.step()
+                opt.zero_grad()
+"""
+LISTED = "return [data[i : i + size] for i in range(0, len(data), size)]"
+FILLED = "made = []\n    for i in range(0, len(data), size):\n        made.append(data[i : i + size])\n    return made"
+
+
+# Batches cut from a list before training are as many as a loader has, whatever the numbers of the run are.
+@pytest.mark.parametrize("made", [LISTED, FILLED])
+@pytest.mark.parametrize(("by", "expected"), [(" / args.accum", set()), ("", {"ACC001"})])
+def test_batches_made_beforehand(made: str, by: str, expected: set[str]) -> None:
+    assert codes(BATCHED.format(made=made, by=by)) == expected
+
+
+PARTS = """\
+import torch
+import torch.nn.functional as F
+
+
+def train(model, loader, args):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    {before}
+    for x in loader:
+        parts = [x[i : i + {size}] for i in range(0, {whole}, {size})]
+        for part in parts:
+            loss = F.mse_loss(model(part), part) {by}
+            loss.backward()
+        opt.step()
+        opt.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "size", "whole", "by"),
+    [
+        ("n = args.batch_size // args.micro", "args.micro", "args.batch_size", "/ n"),
+        ("size = args.batch_size // args.k", "size", "x.size(0)", "/ args.k"),
+        ("n = args.batch_size // args.micro_batch_size", "args.micro_batch_size", "len(x)", "/ n"),
+        ("pass", "args.chunk", "len(x)", "* len(part) / len(x)"),
+        ("pass", "args.chunk", "len(x)", "/ len(parts)"),
+    ],
+)
+def test_parts_of_a_batch_are_divided_by_their_number(before: str, size: str, whole: str, by: str) -> None:
+    assert codes(PARTS.format(before=before, size=size, whole=whole, by=by)) == set()

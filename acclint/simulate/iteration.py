@@ -49,7 +49,8 @@ class Iteration(Gradients):
             value = self.opaque(value.path, value.path.rpartition(".")[2])
         if type(value) is Range:
             counts = any(isinstance(one, p.Augment) and isinstance(one.value, p.Const) for one in stmt.body)
-            return self.iterate_range(value, loop, wanted, LIST_TURNS if counts else self.many_turns())
+            batching = level == "quiet" and "append" in self.scanner.scan(stmt.body).attrs
+            return self.iterate_range(value, loop, wanted, LIST_TURNS if counts else self.many_turns(), batching)
         if isinstance(value, (list, tuple, dict, set)):
             loop.kind = "list"
             loop.known_length = True
@@ -250,7 +251,10 @@ class Iteration(Gradients):
         """
         return 4 if self.stack and file_of(self.stack[-1].span) else 8
 
-    def iterate_range(self, value: Range, loop: Loop, wanted: int, many: int) -> Iterator[Value]:
+    def iterate_range(
+        self, value: Range, loop: Loop, wanted: int, many: int, batching: bool = False
+    ) -> Iterator[Value]:
+        """The numbers of a range. `batching`: a list is filled from it, with batches where it has a stride."""
         loop.kind = "count"
         loop.count = value.stop
         start = 0 if roots_of(self.as_number(value.start)) else numeric(self.as_number(value.start))
@@ -302,6 +306,9 @@ class Iteration(Gradients):
                 return iter(range(int(start), int(start) + cut))
             loop.bounds = roots | roots_of(self.as_number(value.step)) if strided else NO_ROOTS
             return iter(range(int(start), int(stop), int(step)))
+        if loop.level == "quiet" and strided and batching and self._batches(stop_value, count):
+            loop.cut = True
+            return self._strided(int(start), int(step), self.world.turns(self.assignment))
         if loop.level == "quiet" and roots and count < QUIET_TURNS:
             # It only comes out (almost) empty by the numbers of this run.
             loop.cut = True
@@ -323,6 +330,14 @@ class Iteration(Gradients):
             return iter([*head, last])
         return iter(range(int(start), int(stop), int(step)))
 
+    def _batches(self, stop: Value, count: int) -> bool:
+        """Whether a range with a stride makes batches of data of unknown length: as many as a loader has.
+
+        Parts of a batch are as many as the sizes of both say, unless these come out as a single one.
+        """
+        roles = {self.role_of_root(root) for root in roots_of(stop)}
+        return bool(roles) and (roles <= {"", "length"} or count < 2)
+
     @staticmethod
     def _strided(start: int, step: int, wanted: int) -> Iterator[Value]:
         return iter([start + i * step for i in range(wanted)])
@@ -337,7 +352,11 @@ class Iteration(Gradients):
             start, stop, step = (numeric(self.as_number(one)) for one in (value.start, value.stop, value.step))
             if start is None or stop is None or not step:
                 return [0, 1]
-            return list(range(int(start), int(stop), int(step))[:LIST_TURNS])
+            shown = range(int(start), int(stop), int(step))
+            strided = step != 1 or roots_of(self.as_number(value.step))
+            if strided and self._batches(self.as_number(value.stop), len(shown)):
+                return list(self._strided(int(start), int(step), self.world.turns(self.assignment)))
+            return list(shown[:LIST_TURNS])
         if type(value) is Stream:
             return self.drain(value, LIST_TURNS)
         if type(value) in (ParamSet, Param):

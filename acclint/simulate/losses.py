@@ -219,7 +219,9 @@ class Losses(Ownership):
                     divisors=loss.divisors if steps == 1 else (*loss.divisors, (steps, True, span)),
                 )
             if type(other) is Num:
-                return self.scaled(loss, Fraction(1, int(other.v)) if other.v else 1, (other.v, False, span))
+                # Sizes that come out as equal only by the numbers of this run divide by nobody knows what.
+                factor = Fraction(1, int(other.v)) if other.v else 1
+                return self.scaled(loss, factor, (other.v, False, span), sure=other.v != 1)
             return self.scaled(loss, 1, (0, False, span), sure=False)
         number = self.as_number(other)
         if number is None:
