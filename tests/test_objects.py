@@ -346,3 +346,124 @@ def train(model, loader, args):
 )
 def test_parts_of_a_batch_are_divided_by_their_number(before: str, size: str, whole: str, by: str) -> None:
     assert codes(PARTS.format(before=before, size=size, whole=whole, by=by)) == set()
+
+
+PER_SAMPLE = """\
+import torch
+
+
+def main(args, model, diffusion, loader, world_size):
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    local_batch_size = args.global_batch_size // world_size
+    for x, y in loader:
+        opt.zero_grad()
+        for at in range((local_batch_size - 1) // args.micro_batch_size + 1):
+            start = at * args.micro_batch_size
+            end = min((at + 1) * args.micro_batch_size, local_batch_size)
+            losses = diffusion.training_losses(model, x[start:end], y[start:end])
+            (losses["loss"].sum() / local_batch_size).backward()
+        opt.step()
+"""
+
+
+# lavinal712/EDiT, train_large_dit.py: the sum over a micro-batch is divided by the size of the whole batch.
+def test_a_sum_over_a_part_is_divided_by_the_size_of_the_whole() -> None:
+    assert codes(PER_SAMPLE) == set()
+
+
+FUSED = """\
+import torch
+import amp_C
+from apex import amp
+
+
+def train(model, loader, k):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, opt = amp.initialize(model, opt)
+    for i, (x, y) in enumerate(loader):
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        with amp.scale_loss(loss, opt) as scaled:
+            scaled.backward()
+        if (i + 1) % k == 0:
+            grads = [p.grad for p in amp.master_params(opt) if p.grad is not None]
+            {fused}
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+# songlab-cal/tape, tape/training.py: a fused kernel that nobody can look into scales the gradients.
+@pytest.mark.parametrize(
+    ("fused", "expected"),
+    [
+        ("amp_C.multi_tensor_scale(65536, None, [grads, grads], 1.0 / k)", set()),
+        ("print(len(grads))", {"ACC001"}),
+    ],
+)
+def test_a_kernel_that_is_given_the_gradients_may_divide_them(fused: str, expected: set[str]) -> None:
+    assert codes(FUSED.format(fused=fused)) == expected
+
+
+ENVIRONMENT = """\
+import os
+import torch
+import torch.nn.functional as F
+
+GRADIENT_ACCUMULATION = int(os.getenv("GRADIENT_ACCUMULATION", "4"))
+SAVE_EVERY = int(os.getenv("SAVE_EVERY", "500"))
+
+
+def train(model, loader, scheduler):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    step = 0
+    while step < 1000:
+        for batch in loader:
+            loss = F.mse_loss(model(batch), batch) / {by}
+            loss.backward()
+            if (step + 1) % GRADIENT_ACCUMULATION == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            if step % SAVE_EVERY == 0:
+                with torch.no_grad():
+                    x = torch.randn(3)
+                    for t in scheduler.timesteps:
+                        x = scheduler.step(model(x), t, x)
+            step += 1
+"""
+
+
+# Web3-League/inl-diffusion, train_dit.py: the accumulation steps are known by the name of the variable they come from.
+@pytest.mark.parametrize(("by", "expected"), [("GRADIENT_ACCUMULATION", set()), ("1", {"ACC001"})])
+def test_accumulation_steps_from_the_environment(by: str, expected: set[str]) -> None:
+    assert codes(ENVIRONMENT.format(by=by)) == expected
+
+
+REWARDS = """\
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+
+def train(dataset, k):
+    loader = DataLoader(dataset, batch_size=8)
+    model = torch.nn.Linear(8, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    total = 0.0
+    for i, data in enumerate(loader):
+        scores = model(torch.cat((data["chosen"], data["rejected"]), dim=0))
+        good, bad = scores[: len(data["chosen"])], scores[len(data["chosen"]) :]
+        loss = -F.logsigmoid(good - bad).mean() / k
+        loss.backward()
+        total += good.mean()
+        if (i + 1) % k == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+# vwxyzjn/summarize_from_feedback_details, reward.py: what is kept is a part of what backward was called on.
+def test_a_part_of_a_loss_is_no_whole_graph() -> None:
+    unsure = dataclasses.replace(SHOWN, min_confidence=Confidence.LOW)
+    findings = check_text(REWARDS, "train.py", unsure).findings
+    assert [finding.code for finding in findings] == ["ACC005"]
+    assert "activations are freed by backward" in findings[0].message

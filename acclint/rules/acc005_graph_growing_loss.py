@@ -263,7 +263,8 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
         return None  # Of few backward calls in all, whatever each was made from.
     sent = any(term.sent for term in group) or any(term.site == site and term.sent for term in run.terms)
     trained = {term.data for term in run.terms if term.sent and term.data}
-    beside = not sent and all(term.data in trained for term in group)  # a metric of what backward was called for
+    # A metric of what backward was called for, or of a part of it.
+    beside = not sent and all(any(term.data and term.data <= one for one in trained) for term in group)
     same = len({term.data for term in group}) == 1
     if not sent and any(one > 0 or same for one in frozenset.intersection(*(term.data for term in group))):
         return None  # Layers, scales or parts of one batch.

@@ -140,7 +140,7 @@ class Core:
         if kept is None:
             if role:
                 self.world.roles.setdefault(key, role)
-            kind = self.world.role_of(key, name)
+            kind = self.world.role_of(key, name) or self.role_of_root(key)
             kept = Num(self.world.number(key, kind, self.assignment, len(self.numbers)), frozenset((key,)))
             self.numbers[key] = kept
             self.run.numbers[key] = kept.v

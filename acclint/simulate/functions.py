@@ -453,6 +453,15 @@ def _create(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
     return made
 
 
+def _master_params(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    """The parameters of an optimizer, in all its groups."""
+    if not args or not m.could_be_optimizer(args[0]):
+        return m.opaque("master_params()", "params")
+    optimizer = args[0] if type(args[0]) is v.Optimizer else m.as_optimizer(args[0], span)
+    groups = m.param_groups(optimizer)
+    return ParamSet(NOBODY.union(*(group["params"].owners for group in groups)))
+
+
 def _variable(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     """Variable(x) of old code is x; one that is not data may be made to take gradients."""
     value: Value = args[0] if args else keywords.get("data")
@@ -967,6 +976,7 @@ FUNCTIONS: dict[str, Handler] = {
     "os._exit": _exit,
     "apex.amp.initialize": _apex_initialize,
     "apex.amp.scale_loss": _scale_loss,
+    "apex.amp.master_params": _master_params,
     "deepspeed.initialize": _deepspeed,
     "accelerate.Accelerator": _accelerator,
     "accelerate.accelerator.Accelerator": _accelerator,

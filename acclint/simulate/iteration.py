@@ -237,6 +237,8 @@ class Iteration(Gradients):
         if loop.level == "quiet" and loaderish and not value.graph and not value.batch:
             loop.kind, loop.named = "loader", True
             return self.batches_of(Loader(value.key, QUIET_TURNS))
+        if loop.level == "outer" and loaderish and not value.graph and not value.batch:
+            return self.batches_of(Loader(value.key, count))
         if loop.level == "quiet":
             count = QUIET_TURNS if loaderish else 1
         return iter([self.item_of(value) for _ in range(count)])

@@ -204,8 +204,10 @@ class Losses(Ownership):
         if self.is_data(other) or (sized and span not in self.world.k_divisions):
             loss = self.as_loss(value, span)
             parts = loss.batch & self.run.cuts  # The size of a whole batch is no count of a part of it.
-            own = type(other) is Num or not loss.batch
-            own = own or (other.batch <= loss.batch and (not parts or bool(other.batch & parts)))
+            if type(other) is Num:
+                own = self._counts(other, parts)
+            else:
+                own = not loss.batch or (other.batch <= loss.batch and (not parts or bool(other.batch & parts)))
             if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
                 steps = self.steps_in(other) if type(other) is Num else 1
                 return Tensor(
@@ -234,6 +236,16 @@ class Losses(Ownership):
         factor = Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount
         known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number)) or named
         return self.scaled(loss, factor, (amount, named, span), sure=known)
+
+    def _counts(self, size: Num, parts: frozenset[int]) -> bool:
+        """Whether a number may be that of the samples of a loss; of a part of a batch, it is not that of the whole."""
+        known = [one for one in (self.run.parts.get(number) for number in parts) if one is not None]
+        widths = {
+            one.upper - one.lower
+            for one in known
+            if one.upper is not None and not isinstance(one.upper, str) and not isinstance(one.lower, str)
+        }
+        return size.v in widths if widths else True
 
     def steps_in(self, size: Num) -> int:
         """The accumulation steps in a product with a batch size (`k * batch_size`), 1 if there are none."""

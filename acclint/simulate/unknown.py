@@ -187,14 +187,17 @@ class Unknown(Modules):
     def note_edit(self, what: str, values: list[Value], span: Span) -> None:
         """A call of something that scales gradients, by its name, with what has them."""
         words = set(names.words(what))
-        if words & _GRADIENT_WORDS and not words & _LEAVES_GRADIENTS:
+        if words & _LEAVES_GRADIENTS:
+            return
+        owners = frozenset(one.owner for one in _gradients_in(values))
+        if words & _GRADIENT_WORDS:
             held = [one for one in values if type(one) in (Module, Instance, ParamSet)]
             held += [one for one in values if type(one) is Opaque and self.is_module_like(one)]
-            owners = NOBODY.union(*(self.owners_of(one) for one in held))
-            if owners:
-                event = self.event("edit", span, how="unknown", what=what)
-                self.ledger.edit(self.covers(owners), lambda a: a, event)
-                self.unsure_edit(owners, event)
+            owners = owners.union(*(self.owners_of(one) for one in held))
+        if owners:
+            event = self.event("edit", span, how="unknown", what=what)
+            self.ledger.edit(self.covers(owners), lambda a: a, event)
+            self.unsure_edit(owners, event)
 
     def keep_gradients(self, what: str, model: Opaque, span: Span) -> None:
         """A method of an unknown model that keeps its gradients elsewhere, by its name: none of them is lost."""
@@ -474,6 +477,13 @@ class Unknown(Modules):
             made.name = "<" + last
         made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
         return made
+
+
+def _gradients_in(values: list[Value]) -> list[v.Grad]:
+    """The gradients that a call is given in lists: `amp_C.multi_tensor_scale(..., [grads, copies], 1 / k)`."""
+    lists = [one for one in values if isinstance(one, list)]
+    lists += [inner for one in lists for inner in one if isinstance(inner, list)]
+    return [one for inner in lists for one in inner if type(one) is v.Grad and one.shared]
 
 
 def _is_accelerator(name: str) -> bool:

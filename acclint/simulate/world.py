@@ -151,7 +151,11 @@ class World:
         if role == "epochs":
             return hint if isinstance(hint, int) and 1 < hint <= 3 else assignment.epochs
         if role == "batch":
-            return hint if isinstance(hint, int) and hint > 0 else assignment.batch
+            if isinstance(hint, int) and hint > 0:
+                return hint
+            # About k micro-batches are in a batch.
+            parts = assignment.k if names.is_micro_batch_size_name(key.rpartition(".")[2]) else 1
+            return assignment.batch // parts
         if role == "length":
             return self.turns(assignment)
         if role == "interval":
