@@ -18,7 +18,8 @@ DOCUMENTATION = """\
 ## What it does
 
 Finds optimizers that step in a loop without anything that clears the gradients they step on between two updates; also
-where only one of several parameter owners is cleared.
+where only one of several parameter owners is cleared, and where another optimizer's loss fills the gradients after they
+were cleared: a discriminator that is zeroed right behind its step keeps what the generator's loss leaves in it.
 
 ## Why is this bad?
 
@@ -76,12 +77,14 @@ for epoch in range(3):
 - The optimizer comes from, or is handed to, code that cannot be seen and may clear them.
 - The optimizer steps once and the program ends.
 - Several steps follow with the gradient of one backward pass.
+- Two losses reach the same parameters in one turn of the loop before these are updated: a trunk of several heads.
 
 ## Fix safety
 
 Safe: `optimizer.zero_grad()` is added behind the step. Each update then uses its own window only; a learning rate
 tuned with the growing gradients may have to be raised. Unsafe in a loop over the parts of one batch, and where the loss
-is divided for a window: there the step may be what stands in the wrong place.
+is divided for a window: there the step may be what stands in the wrong place. What another loss leaves is cleared by
+moving the zeroing before the backward call of the optimizer's own loss; where the loops are in the way, by hand.
 
 ## References
 
