@@ -83,8 +83,8 @@ for epoch in range(3):
 
 Safe: `optimizer.zero_grad()` is added behind the step. Each update then uses its own window only; a learning rate
 tuned with the growing gradients may have to be raised. Unsafe in a loop over the parts of one batch, and where the loss
-is divided for a window: there the step may be what stands in the wrong place. What another loss leaves is cleared by
-moving the zeroing before the backward call of the optimizer's own loss; where the loops are in the way, by hand.
+is divided for a window: there the step may be what stands in the wrong place. What another loss leaves is to be
+cleared by hand: zero right before the backward pass of the optimizer's own loss.
 
 ## References
 
@@ -166,7 +166,7 @@ def _foreign(view: View) -> Report | None:
             for number in window.row:
                 if number not in taken or update.number < taken[number][0].number:
                     taken[number] = (update, lane.name)
-    cases: list[tuple[Event, Backward, Backward, Event]] = []
+    cases: list[tuple[Event, Backward, Event]] = []
     for window in view.closed:
         own = [view.run.backwards[number] for number in window.row if number not in taken]
         others = [view.run.backwards[number] for number in window.row if number in taken]
@@ -178,10 +178,10 @@ def _foreign(view: View) -> Report | None:
         left = [one for one in others if taken[one.number][0].number < own[0].event.number]
         left = [one for one in left if one.site != own[0].site and not _same_turn(one.event, window.update)]
         if left:
-            cases.append((window.update, left[-1], own[0], zeros[-1]))
+            cases.append((window.update, left[-1], zeros[-1]))
     if len(cases) * 2 < len(view.closed):
         return None
-    last, other, own_call, zero = cases[-1]
+    last, other, zero = cases[-1]
     _, name = taken[other.number]
     levels = [view.confidence]
     assumptions = view.notes()
@@ -197,7 +197,7 @@ def _foreign(view: View) -> Report | None:
         weaker(*levels),
         notes=(("the other loss's backward call", other.span), ("zeroed here", zero.span)),
         assumptions=assumptions,
-        intents=(Intent("safe", told, (Move(zero.span, before=own_call.event.span),)),),
+        intents=(Intent("display", told),),
         evidence=view.proof(),
     )
 

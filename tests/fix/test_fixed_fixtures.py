@@ -42,6 +42,7 @@ BY_HAND = {
     "ACC005/bad_evaluation_over_slices": "nothing calls backward",
     "ACC005/bad_predictions_with_graph": "nothing calls backward",
     "ACC005/bad_validation_with_graph": "nothing calls backward",
+    "ACC015/bad_generator_left_in_discriminator": "the windows of the proof would change",
     "ACC021/bad_divided_by_the_caller": "k is only a variable of the caller",
     "ACC006/bad_modulus_changes": "what was meant is not clear",
     "ACC006/bad_under_logging_test": "what was meant is not clear",
