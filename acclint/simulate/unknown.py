@@ -189,7 +189,7 @@ class Unknown(Modules):
         words = set(names.words(what))
         if words & _LEAVES_GRADIENTS:
             return
-        owners = frozenset(one.owner for one in _gradients_in(values))
+        owners = frozenset(one.owner for one in _gradients_in(values)) if self.given_k(values) else NOBODY
         if words & _GRADIENT_WORDS:
             held = [one for one in values if type(one) in (Module, Instance, ParamSet)]
             held += [one for one in values if type(one) is Opaque and self.is_module_like(one)]
@@ -480,7 +480,7 @@ class Unknown(Modules):
 
 
 def _gradients_in(values: list[Value]) -> list[v.Grad]:
-    """The gradients that a call is given in lists: `amp_C.multi_tensor_scale(..., [grads, copies], 1 / k)`."""
+    """The gradients that a call is given in lists, to divide them: `multi_tensor_scale(..., [grads, copies], 1 / k)`."""
     lists = [one for one in values if isinstance(one, list)]
     lists += [inner for one in lists for inner in one if isinstance(inner, list)]
     return [one for inner in lists for one in inner if type(one) is v.Grad and one.shared]
