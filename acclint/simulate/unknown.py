@@ -480,7 +480,7 @@ class Unknown(Modules):
 
 
 def _gradients_in(values: list[Value]) -> list[v.Grad]:
-    """The gradients that a call is given in lists, to divide them: `multi_tensor_scale(..., [grads, copies], 1 / k)`."""
+    """The gradients that a call is given in lists: `multi_tensor_scale(..., [grads, copies], 1 / k)`."""
     lists = [one for one in values if isinstance(one, list)]
     lists += [inner for one in lists for inner in one if isinstance(inner, list)]
     return [one for inner in lists for one in inner if type(one) is v.Grad and one.shared]
