@@ -355,7 +355,7 @@ import torch
 def main(args, model, diffusion, loader, world_size):
     opt = torch.optim.AdamW(model.parameters(), lr=1e-4)
     local_batch_size = args.global_batch_size // world_size
-    for x, y in loader:
+    for step, (x, y) in enumerate(loader):
         opt.zero_grad()
         for at in range((local_batch_size - 1) // args.micro_batch_size + 1):
             start = at * args.micro_batch_size
@@ -467,3 +467,114 @@ def test_a_part_of_a_loss_is_no_whole_graph() -> None:
     findings = check_text(REWARDS, "train.py", unsure).findings
     assert [finding.code for finding in findings] == ["ACC005"]
     assert "activations are freed by backward" in findings[0].message
+
+
+CACHED = """\
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+
+def train(model, {given}, epochs):
+    {made}
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    cache = []
+    for b in loader:
+        {kept}
+    for epoch in range(epochs):
+        for i, (x, y) in enumerate(cache):
+            (F.cross_entropy(model(x), y) / 4).backward()
+            if (i + 1) % 4 == 0:
+                opt.step()
+                opt.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("given", "made"), [("loader", "pass"), ("data", "loader = DataLoader(data, batch_size=8)")])
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "cache.append(b)",
+        "cache.append(tuple(t.cuda() for t in b))",
+        "cache += [(b[0], b[1])]",
+        "cache = cache + [b]",
+        "x, y = b; cache.append((x, y))",
+    ],
+)
+def test_micro_batches_that_are_kept_are_all_there(given: str, made: str, kept: str) -> None:
+    assert codes(CACHED.format(given=given, made=made, kept=kept)) == set()
+
+
+CHUNKS = """\
+import torch
+import torch.nn.functional as F
+
+
+def train(model, loader, micro):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in loader:
+        n = x.size(0)
+        opt.zero_grad()
+        k = (n + micro - 1) // micro
+        for j, s in enumerate({starts}):
+            (F.cross_entropy(model(x[s : s + micro]), y[s : s + micro]) / k).backward()
+            if {last}:
+                opt.step()
+"""
+
+
+@pytest.mark.parametrize("starts", ["range(0, n, micro)", "list(range(0, n, micro))"])
+@pytest.mark.parametrize("last", ["s + micro >= n", "j + 1 == k"])
+def test_the_last_of_counted_chunks_updates(starts: str, last: str) -> None:
+    assert codes(CHUNKS.format(starts=starts, last=last)) == set()
+
+
+SLICED = """\
+import torch
+import torch.nn.functional as F
+
+
+def train(model, loader, batch_size, k):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    size = batch_size // k
+    for x, y in loader:
+        opt.zero_grad()
+        for j in range(k):
+            loss = F.cross_entropy(model(x[j * size : (j + 1) * size]), y[j * size : (j + 1) * size]){by}
+            loss.backward()
+        opt.step()
+"""
+
+
+@pytest.mark.parametrize(("by", "expected"), [(" / k", set()), ("", {"ACC001"})])
+def test_slices_of_a_batch_are_micro_batches(by: str, expected: set[str]) -> None:
+    assert codes(SLICED.format(by=by)) == expected
+
+
+FACTORY = """\
+import torch
+import torch.nn.functional as F
+
+
+def make(model, name):
+    if name == "adam":
+        return torch.optim.Adam(model.parameters(), lr=torch.tensor(1e-3))
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def train(model, loader, k, name):
+    opt = make(model, name)
+    history = {i: None for i in range(len(loader))}
+    for i, (x, y) in enumerate(loader):
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        history[i] = loss
+        if (i + 1) % k == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+def test_the_first_choice_of_a_factory_and_a_dict_that_is_filled() -> None:
+    found = {one.code: one.severity for one in check_text(FACTORY, "train.py", SHOWN).findings}
+    assert found == {"ACC001": Severity.WARNING, "ACC005": Severity.WARNING}

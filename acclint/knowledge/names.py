@@ -378,9 +378,21 @@ def may_zero(name: str) -> bool:
     return bool(parts & _CLEARS) and parts <= _ANYTHING
 
 
+@lru_cache(maxsize=8192)
+def freezes(name: str) -> bool:
+    """Whether a name says which parameters take gradients: `requires_grad`, `toggle_grad`, `freeze`."""
+    parts = set(words(name))
+    switches = bool(parts & {"set", "enable", "disable", "stop", "switch", "turn"}) and not parts & {"enabled", "none"}
+    return (
+        bool(parts & {"freeze", "frozen", "unfreeze", "trainable", "toggle", "untoggle"})
+        or {"requires", "grad"} <= parts
+        or (switches and bool(parts & _GRAD))
+    )
+
+
 _WAY = re.compile(
-    r"(?<![a-z])amp(?![a-z])|fp_?16|bf_?16|float16|half|mixed|precision|scaler|apex|deepspeed|fsdp|ddp|distribut|parallel"
-    r"|gpu|cuda|tpu|xla|rank|world_size",
+    r"(?<![a-z])(amp|fp_?16|bf_?16|float16|half|mixed_precision|precision|scaler|apex|deepspeed|fsdp|ddp|distributed"
+    r"|data_?parallel|n?_?gpus?|cuda|tpu|xla|local_rank|world_size)(?![a-z])|(?<![a-z_])rank(?![a-z_])",
     re.IGNORECASE,
 )
 

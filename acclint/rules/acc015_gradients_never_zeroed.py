@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule, Zero
-from acclint.rules.windows import View, held, owner_phrase, views, weaker
+from acclint.rules.windows import View, held, owner_phrase, views
 from acclint.simulate.trace import Backward, Event, Run
 
 if TYPE_CHECKING:
@@ -115,15 +115,11 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if update is None or not update.loops or update.loops[-1][0].kind == "call":
             continue
         where = "never zeroed" if not zeros else "zeroed only outside the loop that steps"
-        levels = [view.confidence]
-        assumptions = view.notes()
+        level, assumptions = _sure(view)
         elsewhere = _zeroed_elsewhere(view)
         if elsewhere is not None:
-            levels.append(Confidence.LOW)
+            level = Confidence.LOW
             assumptions += (("what is zeroed here is taken for other parameters", elsewhere.span),)
-        if view.handed_on is not None:
-            levels.append(Confidence.LOW)
-            assumptions += ((f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span),)
         found.setdefault(
             update.span,
             Report(
@@ -132,7 +128,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 "updates "
                 "before it, so update n is about n times too large",
                 Severity.ERROR,
-                weaker(*levels),
+                level,
                 notes=tuple(one for one in view.related() if one[1] != update.span),
                 assumptions=assumptions,
                 intents=_intents(view, update, zeros),
@@ -150,56 +146,66 @@ def _foreign(view: View) -> Report | None:
     """An update that also holds what another optimizer's loss has left over: a generator's, in its discriminator.
 
     The gradients are zeroed, but before the other loss's backward pass, whose update has long been made by the time
-    that these parameters are updated. What both losses give in one turn may be meant: they share a trunk.
+    that these parameters are updated. Where the first update holds another loss, too, that may be meant: two losses
+    share a trunk. And a file that says which parameters take gradients may well say it of these.
     """
-    mine = view.lane.optimizer
-    if mine is None or len(view.closed) < 2:
+    spent = _spent(view)
+    if len(view.closed) < 2 or not spent or not spent.keys().isdisjoint(view.closed[0].row):
         return None
-    taken: dict[int, tuple[Event, str]] = {}  # the first update of another optimizer that used a backward call
-    for lane in view.run.lanes:
-        if lane.optimizer is None or lane.optimizer is mine or lane.owner.overlaps(view.lane.owner):
-            continue
-        for window in lane.windows:
-            update = window.update
-            if update is None:
-                continue
-            for number in window.row:
-                if number not in taken or update.number < taken[number][0].number:
-                    taken[number] = (update, lane.name)
     cases: list[tuple[Event, Backward, Event]] = []
     for window in view.closed:
-        own = [view.run.backwards[number] for number in window.row if number not in taken]
-        others = [view.run.backwards[number] for number in window.row if number in taken]
+        own = [view.run.backwards[number] for number in window.row if number not in spent]
+        others = [view.run.backwards[number] for number in window.row if number in spent]
         # Of a whole that both are parts of, nobody knows which of them a loss reaches.
         others = [one for one in others if any(owner.within(view.lane.owner) for owner in one.owners)]
         zeros = [zero for zero in window.zeros if others and zero.number < others[0].event.number]
         if window.update is None or not own or not zeros:
             continue
-        left = [one for one in others if taken[one.number][0].number < own[0].event.number]
+        left = [one for one in others if spent[one.number][0].number < own[0].event.number]
         left = [one for one in left if one.site != own[0].site and not _same_turn(one.event, window.update)]
         if left:
             cases.append((window.update, left[-1], zeros[-1]))
     if len(cases) * 2 < len(view.closed):
         return None
-    last, other, zero = cases[-1]
-    _, name = taken[other.number]
-    levels = [view.confidence]
-    assumptions = view.notes()
-    if view.handed_on is not None:
-        levels.append(Confidence.LOW)
-        assumptions += ((f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span),)
-    told = "zero the gradients right before the backward pass of this optimizer's loss"
+    update, other, zero = cases[-1]
+    guessed = any(term.guessed or term.reduction == "unknown" for term, _ in other.terms)
+    level, assumptions = _sure(view)
+    if view.run.freezes or guessed:
+        level = Confidence.LOW
+        assumptions += (("the other loss is taken to reach these parameters", other.span),)
     return Report(
-        last.span,
-        f"{owner_phrase(view)} also steps with gradients that the loss of `{name}` has left in its parameters: they "
-        "are zeroed before that backward pass, and not between it and the next one",
+        update.span,
+        f"{owner_phrase(view)} also steps with gradients that the loss of `{spent[other.number][1]}` has left in its "
+        "parameters: they are zeroed before that backward pass, and not between it and the next one",
         Severity.ERROR,
-        weaker(*levels),
+        level,
         notes=(("the other loss's backward call", other.span), ("zeroed here", zero.span)),
         assumptions=assumptions,
-        intents=(Intent("display", told),),
+        intents=(Intent("display", "zero the gradients right before the backward pass of this optimizer's loss"),),
         evidence=view.proof(),
     )
+
+
+def _spent(view: View) -> dict[int, tuple[Event, str]]:
+    """The backward calls that optimizers of other parameters have used: the first such update, and whose it was."""
+    found: dict[int, tuple[Event, str]] = {}
+    for lane in view.run.lanes if view.lane.optimizer is not None else ():
+        if lane.optimizer in (None, view.lane.optimizer) or lane.owner.overlaps(view.lane.owner):
+            continue
+        for window in lane.windows:
+            update = window.update
+            for number in window.row if update is not None else ():
+                if update is not None and (number not in found or update.number < found[number][0].number):
+                    found[number] = (update, lane.name)
+    return found
+
+
+def _sure(view: View) -> tuple[Confidence, tuple[tuple[str, Span | None], ...]]:
+    """How sure a report on a lane can be, and what it takes for granted."""
+    if view.handed_on is None:
+        return view.confidence, view.notes()
+    told = (f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span)
+    return Confidence.LOW, (*view.notes(), told)
 
 
 def _same_turn(one: Event, update: Event) -> bool:

@@ -27,6 +27,15 @@ _CONSTANT = word_set("zeros zeros_like new_zeros tensor new_tensor full")  # wha
 _OF_WINDOWS = frozenset({"step", "zero_grad"})  # what waits for a window test
 
 
+def _is_constant(value: p.Expr | None) -> bool:
+    """Whether an expression is a tensor of a constant: `torch.zeros(1).cuda()`, `Variable(torch.zeros(1))`."""
+    if not isinstance(value, p.Call):
+        return False
+    name = text(value.func).rpartition(".")[2]
+    inner = value.func.value if isinstance(value.func, p.Attr) else None
+    return name in _CONSTANT or _is_constant(inner) or (name == "Variable" and any(map(_is_constant, value.args)))
+
+
 class Conditions(Methods):
     """Deciding conditions."""
 
@@ -245,7 +254,7 @@ class Conditions(Methods):
         """`if name == "adam": return Adam(...)` in a factory: the first choice will do; not `return torch.zeros(1)`."""
         last = body[-1]
         value = last.value if isinstance(last, p.Return) else None
-        if value is not None and not _CONSTANT.isdisjoint(self.scanner.scan((last,)).attrs):
+        if _is_constant(value):
             return False
         made = isinstance(value, p.Sequence) and not all(isinstance(one, p.Const) for one in value.items)
         return (

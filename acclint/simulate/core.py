@@ -85,6 +85,8 @@ class Core:
         self.assignment = assignment
         self.choices = choices
         self.run = Run()
+        said = self.scanner.scan(world.program.body)
+        self.run.freezes = any(map(names.freezes, said.calls | said.attrs | said.own))
         self.ledger = Ledger()
         self.path: list[Span] = []
         self.loops: list[Loop] = []

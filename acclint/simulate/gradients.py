@@ -15,8 +15,8 @@ from acclint.simulate.vocabulary import word_set
 
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
 _KEEPS_GRAD = word_set("clone detach to cpu cuda float double half view flatten reshape data")
-# With these a gradient is taken away, for work of its own: several losses' gradients, joined to one direction.
-_TAKES_GRAD = word_set("clone numpy tolist view reshape flatten ravel")
+# With these a gradient is copied, for work of its own: several losses' gradients, joined to one direction.
+_COPIES_GRAD = word_set("clone numpy tolist")
 
 # What a function names that reads or writes gradients of its own.
 _ELSEWHERE = frozenset({"grad", "zero_grad", "backward", "step"})
@@ -168,7 +168,7 @@ class Gradients(Updates):
         return _ELSEWHERE.isdisjoint(self.scanner.reach(hook.function.body))
 
     def grad_method(self, owner: v.Grad, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-        if name in _TAKES_GRAD:
+        if name in _COPIES_GRAD:
             self.run.kept.update(number for number in owner.row if number != PROBE)
         if not owner.shared:
             op = _GRAD_OPS.get(name.rstrip("_"))

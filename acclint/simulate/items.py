@@ -179,11 +179,12 @@ class Items(Iteration):
             key = self.dict_key(index)
             key = AnyKey(self.key(key)) if type(key) is Opaque else key
             try:
-                replaced = key in base
+                before: Any = base.get(key)
                 base[key] = value
             except TypeError:
                 return
             # What is replaced one after the other is for a while from two turns, and grows no further.
+            replaced = type(before) in (Tensor, Opaque) and before.graph
             self.watch_kept(span, value, [value] if replaced else list(base.values()), target, kept_in=base)
         elif isinstance(base, list):
             at = numeric(index)

@@ -10,7 +10,7 @@ from acclint.knowledge import names
 from acclint.program import NOWHERE, Span, file_of
 from acclint.simulate import values as v
 from acclint.simulate.gradients import Gradients
-from acclint.simulate.scan import bodies, text
+from acclint.simulate.scan import bodies, text, within
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import (
     NO_ROOTS,
@@ -34,6 +34,7 @@ from acclint.simulate.values import (
 )
 
 QUIET_TURNS = 2
+_FILLS = frozenset({"append", "extend", "add", "appendleft", "put"})
 EVALUATED = 3  # micro-batches of a pass over data that does not train
 LIST_TURNS = 64
 _MANY = 1 << 60  # Python counts no longer ranges
@@ -66,7 +67,7 @@ class Iteration(Gradients):
             loop.named = True
             loop.known_length = value.length is not None and not roots_of(value.length)
             batches = self.batches_of(value)
-            return batches if level != "quiet" or self._gathers(stmt) else self._limited(batches, EVALUATED, loop)
+            return batches if level != "quiet" or self._fills(stmt) else self._limited(batches, EVALUATED, loop)
         if type(value) is Stream:
             loop.kind = "loader" if value.feeds else "other"
             loop.fetched = value.feeds
@@ -91,21 +92,31 @@ class Iteration(Gradients):
             total = int(count) if count is not None and 0 < count <= 32 else wanted
             return self.rows(value, total)
         if type(value) is Opaque:
-            return self.iterate_unknown(value, loop, wanted)
+            return self.iterate_unknown(value, loop, wanted, stmt)
         return iter([self.opaque(f"item:{loop.span.row}", "<item>") for _ in range(min(wanted, QUIET_TURNS))])
 
     @staticmethod
-    def _gathers(stmt: p.For) -> bool:
-        """Whether a loop that does not train counts its turns or keeps the micro-batches for later."""
-        todo = list(stmt.body)
+    def _fills(stmt: p.For) -> bool:
+        """Whether a loop that does not train keeps what it goes through for later, or counts its turns."""
         kept = {text(one) for one in getattr(stmt.target, "items", (stmt.target,))}
+        todo = list(reversed(stmt.body))
         while todo:
             inner = todo.pop()
-            todo += [one for body in bodies(inner) for one in body]
-            call = inner.value if isinstance(inner, p.Do) else None
-            if isinstance(call, p.Call) and any(text(one) in kept for one in call.args):
-                return True
+            todo += [one for body in reversed(bodies(inner)) for one in reversed(body)]
             if isinstance(inner, p.Augment) and isinstance(inner.value, p.Const):
+                return True
+            stored: p.Expr | None = None
+            if isinstance(inner, p.Do) and isinstance(inner.value, p.Call) and inner.value.args:
+                known = text(inner.value.func).rpartition(".")[2] in _FILLS
+                stored = inner.value.args[-1] if known else None
+            elif isinstance(inner, p.Augment) or (isinstance(inner, p.Assign) and isinstance(inner.value, p.Binary)):
+                stored = inner.value if any(isinstance(one, p.Sequence) for one in within(inner.value)) else None
+            elif isinstance(inner, p.Assign):
+                if isinstance(inner.targets[0], p.Index):
+                    stored = inner.value
+                elif text(inner.value) in kept:
+                    kept |= {text(one) for one in getattr(inner.targets[0], "items", inner.targets)}
+            if stored is not None and not kept.isdisjoint(map(text, within(stored))):
                 return True
         return False
 
@@ -218,7 +229,7 @@ class Iteration(Gradients):
                 self.last_batch = i + 1 == len(items)
             yield item
 
-    def iterate_unknown(self, value: Opaque, loop: Loop, wanted: int) -> Iterator[Value]:
+    def iterate_unknown(self, value: Opaque, loop: Loop, wanted: int, stmt: p.For) -> Iterator[Value]:
         loaderish = names.is_loader_name(value.name) or value.hint == "loader"
         if loop.level in ("micro", "window") and (loaderish or loop.level == "micro") and not value.graph:
             loop.kind = "loader" if loaderish else "other"
@@ -236,8 +247,7 @@ class Iteration(Gradients):
         count = wanted
         if loop.level == "quiet" and loaderish and not value.graph and not value.batch:
             loop.kind, loop.named = "loader", True
-            return self.batches_of(Loader(value.key, QUIET_TURNS))
-        if loop.level == "outer" and loaderish and not value.graph and not value.batch:
+            count = self.world.turns(self.assignment) if self._fills(stmt) else QUIET_TURNS
             return self.batches_of(Loader(value.key, count))
         if loop.level == "quiet":
             count = QUIET_TURNS if loaderish else 1
@@ -335,10 +345,11 @@ class Iteration(Gradients):
     def _batches(self, stop: Value, count: int) -> bool:
         """Whether a range with a stride makes batches of data of unknown length: as many as a loader has.
 
-        Parts of a batch are as many as the sizes of both say, unless these come out as a single one.
+        Where data is fetched around it, it is parts of that: as many as the sizes of both say.
         """
         roles = {self.role_of_root(root) for root in roots_of(stop)}
-        return bool(roles) and (roles <= {"", "length"} or count < 2)
+        fetched = any(loop.fetched for loop in self.loops)
+        return bool(roles) and not fetched and (roles <= {"", "length"} or count < 2)
 
     @staticmethod
     def _strided(start: int, step: int, wanted: int) -> Iterator[Value]:

@@ -499,6 +499,14 @@ def children(expr: p.Expr) -> list[p.Expr]:
     return found(expr) if found is not None else []
 
 
+def within(expr: p.Expr) -> list[p.Expr]:
+    """An expression and all that is inside it."""
+    found = [expr]
+    for one in found:  # grows on the way
+        found += children(one)
+    return found
+
+
 def counted(iterable: p.Expr) -> str:
     """How many turns a loop over `iterable` makes, in the words of the text; "" if they do not say."""
     if isinstance(iterable, (p.Name, p.Attr)):

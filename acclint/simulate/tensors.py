@@ -22,6 +22,7 @@ class Tensors(Attributes):
         self, owner: Tensor, name: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> Value:
         if name == "backward":
+            self.run.freezes |= "inputs" in keywords
             given = args[0] if args else keywords.get("gradient")
             factor: Any = 1
             if given is not None:

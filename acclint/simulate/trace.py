@@ -192,6 +192,7 @@ class Run:
     notes: list[tuple[str, Span]] = field(default_factory=list)
     hints: dict[str, Number] = field(default_factory=dict)
     sites: dict[Span, Span] = field(default_factory=dict)  # of what happens in other files: the calls that lead there
+    freezes: bool = False  # whether the file says, somewhere, which parameters take (or are given) gradients
     stopped: str = ""
     flipped: str = ""
 

@@ -363,6 +363,7 @@ class Unknown(Modules):
 
     def backward_method(self, base: Opaque, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """`x.backward(...)` on something unknown: a loss, or a wrapper that is given one."""
+        self.run.freezes |= "inputs" in keywords
         given = args[0] if args else keywords.get("loss")
         if (
             given is not None
