@@ -182,7 +182,7 @@ def _foreign(view: View) -> Report | None:
         notes=(("the other loss's backward call", other.span), ("zeroed here", zero.span)),
         assumptions=assumptions,
         intents=(Intent("display", "zero the gradients right before the backward pass of this optimizer's loss"),),
-        evidence=view.proof(),
+        evidence={**view.proof(), "trace": {}},  # its events do not say that one of them is another one's
     )
 
 
