@@ -12,7 +12,7 @@ from acclint.knowledge.names import is_accumulation_name
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule
 from acclint.rules.rewrites import divide, undivided, zero_behind_update
-from acclint.rules.windows import View, held, own_data, owner_phrase, turning, views, weaker
+from acclint.rules.windows import View, held, own_data, owner_phrase, same_turn, turning, views, weaker
 from acclint.simulate.trace import Backward, Event, Run, Window
 from acclint.simulate.values import roots_of
 
@@ -145,8 +145,8 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             # Zeroed between backward and the update: nothing is left of any site.
             last = view.run.backwards[window.seen[-1]].event.number
             if all(number in window.lost for number in window.seen) and window.lost[window.seen[-1]].number > last:
-                same = window.update is not None and _same_turn(window.lost[window.seen[-1]], window.update)
-                each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in window.seen)
+                same = window.update is not None and same_turn(window.lost[window.seen[-1]], window.update)
+                each = all(same_turn(window.lost[one], view.run.backwards[one].event) for one in window.seen)
                 if same or each:
                     yield window.lost[window.seen[-1]]
             continue
@@ -190,14 +190,14 @@ def _whole(view: View, numbers: list[int], lost: list[int], window: Window) -> b
     if any(term in taken for call in calls for term, _ in call.terms):
         return False  # Its gradient was asked for in another way.
     data = {own_data(term) for call in calls for term, _ in call.terms}
-    each = all(_same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
+    each = all(same_turn(window.lost[one], view.run.backwards[one].event) for one in lost)
     whole = 1 < len(numbers) == len(lost) <= len(data) and all(data)
     if not whole or window.update is None:
         return False
     around = [loop for loop, _ in window.update.loops]
     # Not a loop of its own, apart from all updates: a trial of the largest batches, a look at the gradients.
     each = each and all([loop for loop, _ in window.lost[one].loops][: len(around)] == around for one in lost)
-    return each or _same_turn(window.lost[lost[0]], window.update)
+    return each or same_turn(window.lost[lost[0]], window.update)
 
 
 def _meant(view: View, numbers: list[int], lost: list[int]) -> bool:
@@ -205,11 +205,6 @@ def _meant(view: View, numbers: list[int], lost: list[int]) -> bool:
     calls = [view.run.backwards[number] for number in numbers]
     divided = all(any(float(by) == len(calls) for by, _, _ in call.divisors) for call in calls)
     return len(lost) == len(numbers) > 1 and divided and len({call.event.loops for call in calls}) == len(calls)
-
-
-def _same_turn(one: Event, update: Event | None) -> bool:
-    """Whether the event is in the turn of the loops around the update, or in a loop inside it."""
-    return update is not None and one.loops[: len(update.loops)] == update.loops
 
 
 def _report(view: View, span: Span, event: Event, window: Window) -> Report:
@@ -235,7 +230,7 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     zeros = [
         one
         for one in {event.number: event for window in view.windows for event in window.zeros}.values()
-        if _beside(one, event) and not any(_same_turn(one, update) and one.number > update.number for update in updates)
+        if _beside(one, event) and not any(same_turn(one, update) and one.number > update.number for update in updates)
     ]
     divisions = divide(undivided(view, [window]), view.k_place) if kept and view.k > 1 else ()
     confidence = weaker(view.confidence, Confidence.HIGH)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from acclint.findings import Confidence, Severity
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule, Zero
-from acclint.rules.windows import View, held, owner_phrase, views
+from acclint.rules.windows import View, held, owner_phrase, same_turn, views
 from acclint.simulate.trace import Backward, Event, Run
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _foreign(view: View) -> Report | None:
         if window.update is None or not own or not zeros:
             continue
         left = [one for one in others if spent[one.number][0].number < own[0].event.number]
-        left = [one for one in left if one.site != own[0].site and not _same_turn(one.event, window.update)]
+        left = [one for one in left if one.site != own[0].site and not same_turn(one.event, window.update)]
         if left:
             cases.append((window.update, left[-1], zeros[-1]))
     if len(cases) * 2 < len(view.closed):
@@ -206,11 +206,6 @@ def _sure(view: View) -> tuple[Confidence, tuple[tuple[str, Span | None], ...]]:
         return view.confidence, view.notes()
     told = (f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span)
     return Confidence.LOW, (*view.notes(), told)
-
-
-def _same_turn(one: Event, update: Event) -> bool:
-    """Whether an event is in the turn of the innermost loop around an update."""
-    return one.loops[: len(update.loops)] == update.loops
 
 
 def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...]:

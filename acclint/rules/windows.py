@@ -323,6 +323,11 @@ def own_data(term: Term) -> frozenset[int]:
     return fetched or frozenset(one for one in term.data if one > TAKEN)
 
 
+def same_turn(one: Event, update: Event | None) -> bool:
+    """Whether the event is in the turn of the loops around the update, or in a loop inside it."""
+    return update is not None and one.loops[: len(update.loops)] == update.loops
+
+
 def turning(one: tuple[tuple[Loop, int], ...], other: tuple[tuple[Loop, int], ...]) -> Loop | None:
     """The outermost loop that is in another turn (or entry) in the second of two places."""
     for (loop, turn), (loop2, turn2) in zip(one, other, strict=False):
@@ -407,6 +412,7 @@ __all__ = [
     "View",
     "held",
     "owner_phrase",
+    "same_turn",
     "scale_severity",
     "site_counts",
     "turning",
