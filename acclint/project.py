@@ -101,6 +101,9 @@ def _find(folder: Path, root: Path, name: str) -> tuple[Path, str] | None:
                 return found
         if base == root:
             break
+    for base in (folder, *folder.parents[:_LEVELS]):
+        if base.name == parts[0]:  # `from train.losses import ...` in train/, in a project without a marker
+            return _below(base.parent, "", parts)
     return None
 
 

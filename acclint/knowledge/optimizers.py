@@ -235,8 +235,15 @@ _FACTORIES: dict[str, OptimizerKind] = {
     # timm 1.0.31 optim/_optim_factory.py: create_optimizer_v2(model_or_params, opt="sgd", ...).
     "timm.optim.create_optimizer_v2": OptimizerKind("create_optimizer_v2", scale_invariant=False),
     "timm.optim.create_optimizer": OptimizerKind("create_optimizer", scale_invariant=False),
-    # Lookahead and ZeRO wrap another optimizer, which is the one to ask about.
 }
+
+# What takes an optimizer, and steps and zeroes as that one does: apex 0.1 fp16_utils/fp16_optimizer.py (and the copies
+# of it in Megatron-LM), apex/parallel/LARC.py, horovod 0.28 torch/optimizer.py, torchcontrib 0.0.2 optim/swa.py,
+# pytorch-optimizer 0.3 lookahead.py.
+_WRAPPERS = frozenset(
+    ("horovod.torch.DistributedOptimizer", "apex.parallel.LARC", "apex.parallel.LARC.LARC", "torchcontrib.optim.SWA")
+)
+_WRAPPING_CLASSES = frozenset(("FP16_Optimizer", "Lookahead"))
 
 _PACKAGES: tuple[tuple[str, dict[str, OptimizerKind]], ...] = (
     ("torch.optim", _TORCH),
@@ -276,3 +283,8 @@ def optimizer_kind(path: str) -> OptimizerKind | None:
     if package == "timm.optim.optim_factory" or package == "timm.optim._optim_factory":
         return _FACTORIES.get(f"timm.optim.{name}")
     return None
+
+
+def is_wrapper(path: str) -> bool:
+    """Whether a class, by its dotted path, wraps the optimizer it is given and is used in its place."""
+    return path in _WRAPPERS or path.rpartition(".")[2] in _WRAPPING_CLASSES

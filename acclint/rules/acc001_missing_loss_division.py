@@ -237,9 +237,10 @@ def _as_one(view: View, backward: Backward, effective: tuple[Term | None, Any]) 
     """The largest term and its weight; of a mean of several losses (`(a + b) / 2`), the weight of all together."""
     term, weight = effective
     count = len(backward.terms)
-    alike = (
-        len({abs(float(one)) for _, one in backward.terms}) == 1 and len({one.site for one, _ in backward.terms}) > 1
-    )
+    sites = {one.site for one, _ in backward.terms}
+    parts = [one.data for one, _ in backward.terms]
+    of_one_batch = len(parts) > 1 and bool(frozenset.intersection(*parts))  # the mean over its samples, one by one
+    alike = len({abs(float(one)) for _, one in backward.terms}) == 1 and (len(sites) > 1 or of_one_batch)
     mean = alike and count != view.k and not any(is_k for _, is_k, _ in backward.divisors)
     return (term, weight * count) if mean and abs(abs(float(weight)) * count - 1) < 1e-6 else (term, weight)
 

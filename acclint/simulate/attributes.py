@@ -48,6 +48,8 @@ class Attributes(Items):
 
     def attribute(self, value: Value, name: str, span: Span) -> Value:
         kind = type(value)
+        if kind is v.Bound and (value.name, name) == ("state", "deepspeed_plugin"):
+            return None  # `accelerator.state.deepspeed_plugin is None`: DeepSpeed is the launcher's choice
         if kind is Opaque:
             return self.opaque_attribute(value, name)
         if kind is Imported:
@@ -189,6 +191,8 @@ class Attributes(Items):
             return value.training if name == "training" else v.Bound(value, name)
         if self.is_lightning(value) and name in _LIGHTNING:
             return v.Bound(value, name)
+        if name == "module" and value.owner is not None:
+            return value  # It was wrapped: by DistributedDataParallel, DataParallel or an engine.
         made = self.opaque(f"{value.key}.{name}", name)
         made.attrs["<parent>"] = value.owner
         value.attrs[name] = made

@@ -21,6 +21,8 @@ _RESUMING = re.compile(
 )
 
 
+MAX_AVOIDED = 4  # answers that are given up because they led to an error
+
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
 
 _CONSTANT = word_set("zeros zeros_like new_zeros tensor new_tensor full")  # what stands for a loss where there is none
@@ -160,10 +162,10 @@ class Conditions(Methods):
                 self.world.learn(self.world.roles, next(iter(value.roots)), "k")
             if "batch" in roles or "" in roles:
                 return bool(value.v)
-        key = text(test)
+        key, negated = plain_test(test)
         if guard is not None:
             guard.unknown, guard.key = True, key
-        return self.choose(key, test.span, desired, stmt)
+        return self.choose(key, test.span, lambda: desired() != negated, stmt) != negated
 
     def frozen_counter(
         self, value: Num, test: p.Expr, guard: Guard, desired: Callable[[], bool], stmt: p.Stmt | None
@@ -208,6 +210,21 @@ class Conditions(Methods):
             chosen = desired()
         self.run.conditions[key] = Condition(key, span, chosen, matters)
         return chosen
+
+    def give_up(self, span: Span) -> None:
+        """The run is about to end before it has trained: answers that were right one by one do not go together.
+
+        The last one in the file of `span` is given up, and the run begins anew.
+        """
+        if self.run.backwards or self.choices or len(self.world.avoiding) >= MAX_AVOIDED:
+            return
+        for guard in reversed(self.guards):
+            if p.file_of(guard.span) != p.file_of(span):
+                break  # Another file's errors say nothing about the answers of this one.
+            known = self.run.conditions.get(guard.key) if guard.unknown else None
+            if known is not None and guard.key not in self.world.avoiding:
+                self.world.avoiding[guard.key] = not known.value
+                raise Restart
 
     def _divides_one(self, stmt: p.If) -> bool:
         """Whether one branch of two divides by the accumulation steps, and the other does not.

@@ -166,8 +166,11 @@ def _repeat(
     machine.entries += 1
     machine.run.loops.setdefault(function.span, loop)
     machine.loops.append(loop)
+    optimizers = sum(one.known for one in machine.run.optimizers)
     try:
         for turn in range(rounds):
+            if sum(one.known for one in machine.run.optimizers) > optimizers:
+                break  # A whole training, with an optimizer of its own: it is not called again and again.
             given = dict(values)
             for name in given:
                 if name in _COUNTERS:

@@ -284,6 +284,7 @@ class Expressions(Conditions):
         self, expr: p.Comprehension, at: int, frame: Frame, made: list[Value], value: Value, loop: Loop
     ) -> None:
         clause = expr.clauses[at]
+        before = len(made)
         for item in self.listed(value):
             loop.turn = loop.turns
             loop.turns += 1
@@ -299,6 +300,15 @@ class Expressions(Conditions):
             alike = loop.turns >= self.many_turns() and made and type(made[-1]) in (Module, Instance)
             if len(made) >= LIST_TURNS or alike:
                 return
+        if (
+            type(value) is ParamSet
+            and len(made) == before
+            and not any("requires_grad" in text(one) for one in clause.tests)
+        ):
+            # Chosen by names, which this run does not know: no optimizer is given nothing.
+            for item in self.listed(value):
+                self.assign(clause.target, item, frame)
+                self._clauses(expr, at + 1, frame, made)
 
     def eval_lambda(self, expr: p.Lambda, frame: Frame) -> Value:
         return Closure(expr.function, frame)
@@ -382,7 +392,17 @@ class Expressions(Conditions):
             middle = items[at : len(items) - tail]
             items = [*items[:at], middle, *items[len(items) - tail :]]
         for i, target in enumerate(targets):
-            self.assign(target, items[i] if i < len(items) else self.opaque("?", "<item>"), frame)
+            self.assign(target, items[i] if i < len(items) else self.beyond(items, i, target), frame)
+
+    def beyond(self, items: list[Value], at: int, target: p.Expr) -> Opaque:
+        """What is unpacked behind the items that an abstract run knows of: like the last of them, and nothing else."""
+        last = items[-1] if items else None
+        like = last if type(last) is Opaque else None
+        key = f"{like.key if like is not None else text(target)}#{at}"
+        made = self.opaque(key, "<item>")
+        if like is not None:
+            made.batch, made.graph, made.owners = like.batch, like.graph, like.owners
+        return made
 
     def items_for_unpacking(self, value: Value, count: int, starred: bool) -> list[Value]:
         if isinstance(value, (tuple, list)):

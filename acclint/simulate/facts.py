@@ -94,9 +94,24 @@ def innermost(backward: Backward) -> Loop | None:
 def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
     """Every training loop of the module and what was made of it."""
     found: dict[Span, LoopFacts] = {}
-    run = analysis.base
-    if run is None:
-        return ()
+    touched: set[Span] = set()
+    for path in analysis.paths:
+        # A loop that only the other side of a condition comes to is told of as it is there.
+        found = {**_seen(path.first), **found}
+        touched |= {loop.span for backward in path.first.backwards for loop, _ in backward.event.loops}
+    functions = [one for group in (*scanner.functions.values(), *scanner.methods.values()) for one in group]
+    for body in (*(function.body for function in functions), analysis.program.body):
+        for loop in scanner.scan(body).loops:
+            trains = scanner.has_backward(loop.body) and not scanner.has_nested_backward(loop.body)
+            if trains and loop.span not in touched and loop.span not in found:
+                reason = analysis.paths[0].first.stopped or "no backward call was reached in the abstract run"
+                found[loop.span] = LoopFacts(loop.span, "not-understood", reason)
+    return tuple(found[span] for span in sorted(found))
+
+
+def _seen(run: Run) -> dict[Span, LoopFacts]:
+    """The training loops of the module that one run came to."""
+    found: dict[Span, LoopFacts] = {}
     for lane in run.lanes:
         size = common_size(run, lane)
         for span in micro_loops(run, lane):
@@ -111,15 +126,7 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
             before = found[span].contributions if span in found else ()
             contributions = (*before, (lane.name, updates)) if updates else before
             found[span] = LoopFacts(span, state, "", "", contributions)
-    touched = {loop.span for backward in run.backwards for loop, _ in backward.event.loops}
-    functions = [one for group in (*scanner.functions.values(), *scanner.methods.values()) for one in group]
-    for body in (*(function.body for function in functions), analysis.program.body):
-        for loop in scanner.scan(body).loops:
-            trains = scanner.has_backward(loop.body) and not scanner.has_nested_backward(loop.body)
-            if trains and loop.span not in touched and loop.span not in found:
-                reason = run.stopped or "no backward call was reached in the abstract run"
-                found[loop.span] = LoopFacts(loop.span, "not-understood", reason)
-    return tuple(found[span] for span in sorted(found))
+    return found
 
 
 def right_size(run: Run, window: Window, size: int) -> int:
@@ -135,7 +142,8 @@ def right_size(run: Run, window: Window, size: int) -> int:
     # Several places are branches for one loss, or several losses of each micro-batch.
     for group in (list(chain(*weights.values())), *weights.values()):
         if abs(sum(group) - 1) < 1e-6:
-            return len(group)
+            # A whole window behind what an epoch's zeroing threw away is as long as others.
+            return size if sum(map(bool, group)) == size else len(group)
     return max(size, 1)
 
 

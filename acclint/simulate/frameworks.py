@@ -8,6 +8,7 @@ from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.operators import Operators
+from acclint.simulate.trace import Guard
 from acclint.simulate.values import Closure, Instance, Num, Opaque, Value, numeric
 
 
@@ -129,18 +130,24 @@ class Frameworks(Operators):
             return self.opaque(f"call:{span.row}", "<value>")
         self.backward(args[0], span, via="scaler")
         optimizer = args[1] if len(args) > 1 else keywords.get("optimizer")
-        wanted = True
+        wanted, guards = True, len(self.guards)
         given = [keywords[name] for name in ("need_update", "update_grad", "update", "step") if name in keywords]
         given += [one for one in args[2:] if type(one) is Num and one.modulus is not None]
         if given:
             value = given[0]
             wanted = bool(numeric(value)) if numeric(value) is not None else True
             if type(value) is Num and value.modulus is not None:
-                self.learn_k(value.modulus[0], value.modulus[1])
+                modulus, roots, counter, remainder = value.modulus
+                self.learn_k(modulus, roots)
+                # As `if (i + 1) % k == 0:` around the update.
+                self.guards.append(
+                    Guard(value.born, wanted, modulus, value.roots | roots, counter, remainder=remainder)
+                )
         if type(optimizer) is Opaque:
             optimizer = self.as_optimizer(optimizer)
         if wanted and type(optimizer) is v.Optimizer:
             self.step(optimizer, [], {}, span)
+        del self.guards[guards:]
         return self.opaque(f"norm:{span.row}", "grad_norm")
 
 

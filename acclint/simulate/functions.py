@@ -359,6 +359,7 @@ def _super(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
 
 
 def _exit(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    m.give_up(span)
     raise PyRaise("SystemExit")
 
 

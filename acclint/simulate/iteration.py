@@ -65,7 +65,7 @@ class Iteration(Gradients):
             loop.kind = "loader"
             loop.fetched = True
             loop.named = True
-            loop.known_length = value.length is not None and not roots_of(value.length)
+            loop.known_length = bool(numeric(value.length)) and not roots_of(value.length)
             batches = self.batches_of(value)
             return batches if level != "quiet" or self._fills(stmt) else self._limited(batches, EVALUATED, loop)
         if type(value) is Stream:
@@ -95,6 +95,50 @@ class Iteration(Gradients):
             return self.iterate_unknown(value, loop, wanted, stmt)
         return iter([self.opaque(f"item:{loop.span.row}", "<item>") for _ in range(min(wanted, QUIET_TURNS))])
 
+    def not_empty(self, items: Iterator[Value], loop: Loop, own: bool) -> Iterator[Value]:
+        """The items of a loop that trains. Where there are none, it was the abstract run that did not see them.
+
+        Unless the loop had some before: an iterator may be used up. `own`: an iterator of the project makes them.
+        """
+        before = self.run.loops.get(loop.span)
+        count, last = 0, None
+        for last in items:
+            count += 1
+            yield last
+        if count == 0 and (before is None or not before.turns):
+            loop.known_length = False
+            yield from self.batches_of(Loader(f"batches@{loop.span.row}", self.wanted_turns(loop.level)))
+        elif 0 < count <= QUIET_TURNS and own and loop.level == "micro" and self.is_plain_data(last):
+            # An iterator of the project over data of unknown length, of which the run has made a few for all.
+            loop.known_length = False
+            for _ in range(count, self.wanted_turns(loop.level)):
+                last = self.more_of(last)
+                yield last
+
+    def is_plain_data(self, value: Value) -> bool:
+        """Whether a value is data, or several, perhaps numbered: nothing that may be the last, or of so many."""
+        if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is int:
+            return self.is_plain_data(value[1])
+        if isinstance(value, (tuple, list)):
+            return bool(value) and all(map(self.is_plain_data, value))
+        return type(value) in (Opaque, Tensor) and not value.graph
+
+    def more_of(self, value: Value) -> Value:
+        """Data like `value`, of the next micro-batch."""
+        self.batches += 1
+        fresh = frozenset((self.batches,))
+
+        def like(one: Value) -> Value:
+            if isinstance(one, (tuple, list)):
+                return type(one)(map(like, one))
+            if type(one) is int:
+                return one + 1
+            if type(one) is Opaque:
+                return self.opaque(one.key, one.name, batch=fresh)
+            return Tensor(batch=fresh, size=one.size)
+
+        return like(value)
+
     @staticmethod
     def _fills(stmt: p.For) -> bool:
         """Whether a loop that does not train keeps what it goes through for later, or counts its turns."""
@@ -123,7 +167,7 @@ class Iteration(Gradients):
     def batches_of(self, loader: Loader) -> Iterator[Value]:
         """The micro-batches of one pass over a loader."""
         length = numeric(loader.length)
-        count = int(length) if length is not None else self.world.turns(self.assignment)
+        count = int(length) if length else self.world.turns(self.assignment)  # None or 0: not known
         literal = length is not None and not roots_of(loader.length)
         if literal and count > 64:
             k = max([self.assignment.k, *self.world.literal_ks])
@@ -191,8 +235,7 @@ class Iteration(Gradients):
                 result = self.invoke(Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, span)
                 if result is not value:
                     return self.stream(result, span)
-            length = self.number(f"len({value.key})", "length", "length")
-            return Stream(self.batches_of(Loader(value.key, length)), length, True)
+            return self.stream_of_data(value.key)
         if kind is Tensor:
             size = numeric(value.size)
             count = int(size) if size is not None and 0 < size <= 64 else 2
@@ -200,6 +243,11 @@ class Iteration(Gradients):
         if kind is Module:
             return Stream(iter(value.items))
         return Stream(iter([self.opaque(f"item:{span.row}", "<item>")]))
+
+    def stream_of_data(self, key: str) -> Stream:
+        """One pass over data of unknown length."""
+        length = self.number(f"len({key})", "length", "length")
+        return Stream(self.batches_of(Loader(key, length)), length, True)
 
     def pull(self, stream: Stream, rest: list[Value]) -> Value:
         try:

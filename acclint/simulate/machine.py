@@ -19,6 +19,7 @@ from acclint.simulate.functions import BUILTINS, FUNCTIONS, TORCHLIKE
 from acclint.simulate.linking import Linking
 from acclint.simulate.modules import modules_in, resolution_order
 from acclint.simulate.values import (
+    NOBODY,
     ClassValue,
     Closure,
     Imported,
@@ -120,6 +121,9 @@ class Machine(Linking):
         kind = optimizers.optimizer_kind(path)
         if kind is not None:
             return self.make_optimizer(path, kind, args, keywords, span)
+        wrapped = next((one for one in (*args, *keywords.values()) if type(one) is v.Optimizer), None)
+        if wrapped is not None and optimizers.is_wrapper(path):
+            return wrapped
         scheduler = schedulers.scheduler_kind(path)
         if scheduler is not None:
             return self.make_scheduler(path, scheduler, args, keywords, span)
@@ -221,9 +225,10 @@ class Machine(Linking):
         function = closure.function
         self.called.add(id(function))
         if len(self.stack) >= DEPTH or self.stack.count(function) > 1:
-            return self.opaque(
-                f"{function.name}()", function.name, owners=self.owners_of(args), graph=self.grad_enabled
-            )
+            bound = self.owners_of(closure.bound) if type(closure.bound) is Instance else NOBODY
+            owners = self.graph_owners([*args, *keywords.values()]) | bound
+            graph = self.grad_enabled and bool(owners)
+            return self.opaque(f"{function.name}()", function.name, owners=owners, graph=graph)
         if is_abstract(function):
             # Other classes say what it does.
             callee = self.opaque(f"{function.name}@{function.span.row}", function.name)

@@ -6,9 +6,13 @@ from acclint import program as p
 from acclint.knowledge import schedulers
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
+from acclint.simulate.scan import text
 from acclint.simulate.unknown import Unknown
-from acclint.simulate.values import Instance, Loader, Module, Param, ParamSet, Stream, Tensor, Value, numeric
-from acclint.simulate.vocabulary import SAME
+from acclint.simulate.values import Instance, Loader, Module, Num, Param, ParamSet, Stream, Tensor, Value, numeric
+from acclint.simulate.vocabulary import SAME, word_set
+
+_OF_LOSSES = word_set("backward mean sum item detach")
+_OF_TEXTS = ("startswith", "endswith")
 
 
 class Methods(Unknown):
@@ -86,7 +90,13 @@ class Methods(Unknown):
         if isinstance(owner, dict):
             return self.dict_method(owner, name, args, keywords, span)
         if isinstance(owner, tuple):
+            made = next((one for one in owner if type(one) is Tensor and one.graph), None)
+            if made is not None and name in _OF_LOSSES:
+                # `loss.mean()` of what a model returned as several: there it was the loss.
+                return self.method(made, name, args, keywords, expr, frame)
             return len(owner) if name == "__len__" else self.opaque(f"tuple.{name}", name)
+        if isinstance(owner, str) and name in _OF_TEXTS:
+            return v.Maybe(text(expr), False, span)  # The names of parameters are only made up.
         if isinstance(owner, str):
             return "<text>" if name not in ("split", "splitlines") else ["<text>"]
         if isinstance(owner, set):
@@ -97,6 +107,12 @@ class Methods(Unknown):
             return self.super_method(owner.owner, name, args, keywords, expr, frame)
         if kind is v.Bound:
             return self.opaque(f"{owner.name}.{name}()", name)
+        if name == "backward" and type(owner) is Num:
+            # Whatever was taken for a number, it is a loss.
+            name = text(expr.func).rpartition(".")[0]
+            loss = self.opaque(name, name)
+            loss.attrs["<computed>"] = True
+            return self.backward_method(loss, args, keywords, span)
         if numeric(owner) is not None:
             return (
                 owner

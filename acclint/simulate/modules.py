@@ -67,13 +67,14 @@ class Modules(Frameworks):
                 bound = Closure(
                     method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
                 )
-                events = len(self.run.events)
+                events, before = len(self.run.events), dict(value.attrs)
                 try:
                     result = self.invoke(bound, args, keywords, expr.span)
                 except PyRaise:
                     result = None
                 made = self.run.events[events:]
-                if all(event.kind in _OF_A_FORWARD_PASS for event in made):
+                keeps = any(self.carries_graph(one) and one is not before.get(at) for at, one in value.attrs.items())
+                if not keeps and all(event.kind in _OF_A_FORWARD_PASS for event in made):
                     self.templates[key] = result, [event for event in made if event.kind == "norm"]
         return self.fresh(result, owners, batch, expr.span, self.size_of(args))
 
@@ -174,6 +175,8 @@ class Modules(Frameworks):
                 return self.invoke(bound, args, keywords, expr.span)
         if instance.owner is not None and name in ("train", "eval", "zero_grad", "parameters", "named_parameters"):
             return self.module_method(instance, name, args, keywords, expr, frame)
+        if name == "__iter__":
+            return self.stream_of_data(instance.key)  # a loader of torch with something around it
         return self.opaque(f"<super>.{name}()", name)
 
 

@@ -155,10 +155,9 @@ class Ownership(Core):
 
     def covers(self, owners: Owners) -> Callable[[Owner], bool]:
         wild = [self.wild[owner] for owner in owners if owner in self.wild]
-        plain = [owner for owner in owners if owner not in self.wild]
 
         def inside(owner: Owner) -> bool:
-            return any(owner.within(one) for one in plain) or any(self.ledger.owns(opt, owner) for opt in wild)
+            return any(owner.within(one) for one in owners) or any(self.ledger.owns(opt, owner) for opt in wild)
 
         return inside
 

@@ -522,11 +522,16 @@ def counted(iterable: p.Expr) -> str:
     return counted(iterable.args[0]) if name in ("enumerate", "zip", "tqdm", "trange", "list", "reversed") else ""
 
 
+_TURNED = {"!=": "==", "is not": "is", "not in": "in"}
+
+
 def plain_test(test: p.Expr) -> tuple[str, bool]:
-    """The text of a test without its `not`s, and whether they turn it around."""
+    """The text of a test without its `not`s, and whether they turn it around: `a != b` is `a == b`, turned."""
     negated = False
     while isinstance(test, p.Unary) and test.op == "not":
         test, negated = test.operand, not negated
+    if isinstance(test, p.Compare) and len(test.ops) == 1 and test.ops[0] in _TURNED:
+        return f"{text(test.left)} {_TURNED[test.ops[0]]} {text(test.rights[0])}", not negated
     return text(test), negated
 
 

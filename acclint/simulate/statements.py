@@ -13,25 +13,25 @@ from acclint.simulate.conditions import ends_in_jump
 from acclint.simulate.core import Frame, top_of
 from acclint.simulate.expressions import Expressions
 from acclint.simulate.iteration import LIST_TURNS, QUIET_TURNS
-from acclint.simulate.scan import text
+from acclint.simulate.scan import bodies, text
 from acclint.simulate.trace import Guard, Loop
 from acclint.simulate.values import (
     ClassValue,
     Closure,
     Imported,
     Instance,
+    Loader,
     Opaque,
     Param,
     ParamSet,
     PyRaise,
+    Stream,
     Tensor,
     Value,
     numeric,
 )
-from acclint.simulate.world import Restart, Stop
+from acclint.simulate.world import Stop
 
-# How many answers are given up because they led to an error.
-MAX_AVOIDED = 4
 _IN_PLACE = {"+": "__iadd__", "-": "__isub__", "*": "__imul__", "/": "__itruediv__"}
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
@@ -166,6 +166,8 @@ class Statements(Expressions):
         loop = Loop(stmt.span, self.entries, "other", level)
         self.entries += 1
         items = self.iterate(iterable, loop, stmt)
+        if level != "quiet" and type(iterable) in (Loader, Stream, Instance):
+            items = self.not_empty(items, loop, type(iterable) is not Loader)
         loop.target = text(stmt.target)
         signal = self.turn(loop, stmt, frame, items)
         if type(iterable) is ParamSet:
@@ -227,7 +229,7 @@ class Statements(Expressions):
         """micro: backward inside, and the update too. window: backward inside, no update. outer: loops with backward
         inside. quiet: no backward."""
         scanner = self.scanner
-        if self.stack and self.stack[-1].generator:
+        if self.stack and self.stack[-1].generator and _feeds(stmt.body):
             return "micro"
         if stmt.span in self.world.loud and not scanner.has_backward(stmt.body):
             inner = any(
@@ -278,6 +280,7 @@ class Statements(Expressions):
                 large = any(self.world.role_of(root, root.rpartition(".")[2]) == "limit" for root in guard.roots)
                 if loop.turns >= (cap.get(level, limit) if large or not decided else limit):
                     loop.cut = True
+                    self.counted_down(stmt.test, frame)
                     break
                 loop.turns += 1
                 signal = self.block(stmt.body, frame)
@@ -295,6 +298,12 @@ class Statements(Expressions):
         if signal is None and loop.ended and stmt.orelse:
             return self.block(stmt.orelse, frame)
         return signal
+
+    def counted_down(self, test: p.Expr, frame: Frame) -> None:
+        """Behind `while left > 0`, which was cut short, nothing is left."""
+        counts = isinstance(test, p.Compare) and test.ops in ((">",), ("!=",)) and text(test.rights[0]) == "0"
+        if counts and isinstance(test, p.Compare) and isinstance(test.left, (p.Name, p.Attr)):
+            self.assign(test.left, 0, frame)
 
     def do_with(self, stmt: p.With, frame: Frame) -> str | None:
         exits = self.entered(stmt, frame)
@@ -483,15 +492,7 @@ class Statements(Expressions):
         return RETURN
 
     def do_raise(self, stmt: p.Raise, frame: Frame) -> None:
-        if not self.run.backwards and not self.choices and len(self.world.avoiding) < MAX_AVOIDED:
-            # Answers that were right one by one do not go together: give the last one up.
-            for guard in reversed(self.guards):
-                if p.file_of(guard.span) != p.file_of(stmt.span):
-                    break  # Another file's errors say nothing about the answers of this one.
-                known = self.run.conditions.get(guard.key) if guard.unknown else None
-                if known is not None and guard.key not in self.world.avoiding:
-                    self.world.avoiding[guard.key] = not known.value
-                    raise Restart
+        self.give_up(stmt.span)
         if self.loops and not self.handlers and self.guards and not self.guards[-1].unknown:
             # A program that is run as it stands does not fail: it was the abstract numbers that led here.
             return
@@ -600,6 +601,14 @@ def _yields(stmt: p.Stmt) -> bool:
     if isinstance(stmt, p.If):
         return any(map(_yields, (*stmt.body, *stmt.orelse)))
     return isinstance(stmt, (p.Try, p.With)) and any(map(_yields, stmt.body))
+
+
+def _feeds(body: tuple[p.Stmt, ...]) -> bool:
+    """Whether a block of a generator yields, or a loop in it does."""
+    return any(
+        isinstance(getattr(one, "value", None), p.Yield) or any(map(_feeds, bodies(one)))  # also `x = yield y`
+        for one in body
+    )
 
 
 def _catches(kind: p.Expr | None, name: str) -> bool:

@@ -48,6 +48,10 @@ _AROUND_STEPS = word_set("pre before begin start prepare next post after finish 
 _NOT_HANDLED = object()  # what a method returns if its name says nothing
 
 
+# What is made by them never has a graph: they refuse tensors that ask for gradients.
+_ARRAYS = ("numpy.", "scipy.", "sklearn.", "pandas.", "cv2.", "PIL.")
+
+
 class Unknown(Modules):
     """Calls of unknown values, of their methods and of foreign packages."""
 
@@ -66,7 +70,7 @@ class Unknown(Modules):
         span = expr.span
         if names.is_scaler_name(callee.name) and len(args) >= 2 and self.could_be_optimizer(args[1]):
             made = self.combined_scaler(args, keywords, span)
-            self.may_zero(callee.name, span)
+            self.may_zero(callee.name, span, again=True)
             return made
         if args and (callee.name in PROGRESS or callee.name == "log_every"):
             return args[0]
@@ -457,7 +461,7 @@ class Unknown(Modules):
                 made.hint = "criterion"
             return made
         self.note_opaque(path, values, span)
-        owners = self.graph_owners(values)
+        owners = NOBODY if path.startswith(_ARRAYS) else self.graph_owners(values)
         loaders = [
             one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
         ]

@@ -32,6 +32,14 @@ class Updates(Losses):
             self.world.loud |= hidden
             raise Restart
         loss = self.as_loss(value, span)
+        known = list(self.ledger.optimizers)
+        lost = (
+            not (loss.graph and loss.owners) and not self.run.freezes
+        )  # and no leaf of its own, as of a gradient cache
+        if lost and len(known) == 1 and known[0].parts:
+            # A program that is run as it stands has a graph here: it was the abstract run that lost it.
+            term = self.new_term(known[0].parts, "unknown", loss.name, span, loss.batch)
+            loss = Tensor(known[0].parts, True, {term: 1}, name=loss.name, batch=loss.batch, sure=False)
         terms = tuple((term, weight * factor) for term, weight in (loss.terms or {}).items())
         owners = NOBODY.union(*(term.owners for term, _ in terms)) if terms else loss.owners
         if not loss.graph:
@@ -41,7 +49,6 @@ class Updates(Losses):
         for term, _ in terms:
             term.sent += 1
         reached = owners
-        known = list(self.ledger.optimizers)
         if (
             owners
             and len(known) == 1
@@ -50,6 +57,8 @@ class Updates(Losses):
         ):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
             reached = known[0].parts
+            if known[0].guessed:
+                self.wild.update(dict.fromkeys(owners, known[0]))  # Whoever zeroes that module zeroes these.
         sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and _known_scale(loss), loss.divisors, self.replaying > 0)
@@ -64,9 +73,12 @@ class Updates(Losses):
         else:
             self.ledger.zero(self.covers(owners), event)
 
-    def may_zero(self, what: str, span: Span) -> None:
-        """A call of something unknown that may zero gradients, nobody knows which."""
-        self.event("hook", span, what=what)
+    def may_zero(self, what: str, span: Span, again: bool = False) -> None:
+        """A call of something unknown that may zero gradients, nobody knows which.
+
+        `again`: it does so behind an update, if at all, so that it matters only where nothing else zeroes.
+        """
+        self.event("hook", span, what=what, again=again)
 
     def step(self, optimizer: v.Optimizer, args: list[Value], keywords: dict[str, Value], span: Span) -> None:
         closure = args[0] if args else keywords.get("closure")
@@ -156,6 +168,7 @@ class Updates(Losses):
         made = v.Optimizer(
             len(self.run.optimizers), "<optimizer>", path, parts or frozenset((Owner("<parameters>"),)), span, True
         )
+        made.guessed = not parts or (type(given) is Opaque and not given.owners)
         if isinstance(given, (list, tuple)) and given and all(isinstance(one, dict) for one in given):
             groups = [self.owners_of(one.get("params")) for one in given]
             if all(groups):

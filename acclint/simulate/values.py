@@ -280,14 +280,15 @@ class LossFunction:
 
 
 class Optimizer:
-    """An optimizer. `parts` are the parameters it owns, None if that is unknown.
+    """An optimizer. `parts` are the parameters it owns, None if that is unknown; `guessed`: whose they are is unknown.
 
-    `window` is the accelerator whose window gates it, if it is prepared by one.
+    `gate` is the accelerator whose window gates it, if it is prepared by one.
     """
 
     __slots__ = (
         "attrs",
         "gate",
+        "guessed",
         "invariant",
         "kind",
         "known",
@@ -307,6 +308,7 @@ class Optimizer:
         self.parts = parts
         self.span = span
         self.known = known
+        self.guessed = False
         self.invariant = False
         self.plain_sgd = False
         self.replays = False
