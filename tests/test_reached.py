@@ -413,6 +413,39 @@ class Trainer:
     assert windows(text) == [WINDOW]
 
 
+# awsm-research/LineVul, linevul_model.py; torch_geometric: models whose base classes are elsewhere.
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("from transformers import RobertaForSequenceClassification as Base", "pass"),
+        ("from transformers import RobertaPreTrainedModel as Base", "pass"),
+        ("from torch_geometric.nn import MessagePassing as Base", "def forward(self, x):\n        return self.lin(x)"),
+        ("from project import Base", "def forward(self, x):\n        return self.lin(x)"),
+    ],
+)
+def test_a_model_by_its_base_class(head: str, body: str) -> None:
+    text = f"""\
+import torch
+{head}
+
+
+class Net(Base):
+    {body}
+
+
+def train(args, loader):
+    net = Net(args.name)
+    opt = torch.optim.SGD([p for n, p in net.named_parameters()], lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        torch.nn.functional.mse_loss(net(x), y).backward()
+        if (i + 1) % args.k == 0:
+            opt.step()
+            net.zero_grad()
+"""
+    assert codes(text) == {"ACC001"}
+    assert codes(text.replace("y).backward", "y).div(args.k).backward")) == set()
+
+
 # Diffusers' scripts for video: DeepSpeed is the launcher's choice.
 def test_without_a_deepspeed_plugin_the_script_steps() -> None:
     text = """\

@@ -33,6 +33,7 @@ from acclint.simulate.values import (
 from acclint.simulate.world import Stop
 
 _IN_PLACE = {"+": "__iadd__", "-": "__isub__", "*": "__imul__", "/": "__itruediv__"}
+_NO_MODULE_BASES = ("builtins.", "abc.", "typing.", "collections.", "enum.")
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
 Leave = Callable[[], object]
@@ -562,12 +563,12 @@ class Statements(Expressions):
     def do_class(self, stmt: p.Class, frame: Frame) -> None:
         bases = tuple(self.eval(base, frame) for base in stmt.bases)
         cls = ClassValue(stmt, frame, {}, bases, stmt.name)
+        passes = any(isinstance(one, p.Define) and one.function.name == "forward" for one in stmt.body)
         for base in bases:
             path = base.path if isinstance(base, Imported) else getattr(base, "name", "")
             last = path.rpartition(".")[2]
-            inherited = isinstance(base, ClassValue) and base.module
-            if inherited or last.endswith(("Module", "Model", "PreTrainedModel")) or path.startswith("torch.nn."):
-                cls.module = True
+            known = base.module if isinstance(base, ClassValue) else _is_module_base(path, last, passes)
+            cls.module |= known
             if last in ("Dataset", "IterableDataset", "Sampler", "BatchSampler"):
                 cls.dataset = True
             if isinstance(base, ClassValue) and base.dataset:
@@ -592,6 +593,15 @@ class Statements(Expressions):
         frame.vars[stmt.name] = cls
         if stmt.decorators:
             self.decorated(cls, stmt.decorators, frame)
+
+
+def _is_module_base(path: str, last: str, passes: bool) -> bool:
+    """Whether a base class of elsewhere makes a class a module; `passes`: it has a forward pass of its own."""
+    if last.endswith(("Module", "Model")) or path.startswith("torch.nn."):
+        return True
+    if passes:  # `class Net(MessagePassing)`, `class Tagger(Base)`; not a function of autograd
+        return not last.endswith("Function") and not path.startswith(_NO_MODULE_BASES)
+    return path.startswith("transformers.") and "For" in last  # RobertaForSequenceClassification
 
 
 def _yields(stmt: p.Stmt) -> bool:
