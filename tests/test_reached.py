@@ -560,3 +560,116 @@ def train(args, model, loader):
 """
     (package / "run.py").write_text(text)
     assert check_text(text, str(package / "run.py"), SHOWN).findings == ()
+
+
+# chaitanyamanem/TinyStories, trainer.py: the last micro-batch of a pass closes the window, whatever the number is.
+LAST = """\
+import torch
+
+
+def train(model, loader, opt, args, max_iters=None):
+    total = max_iters if max_iters is not None else len(loader)
+    for i, (x, y) in enumerate(loader):
+        if max_iters is not None and i >= max_iters:
+            break
+        torch.nn.functional.mse_loss(model(x), y){by}.backward()
+        if (i + 1) % args.k == 0 or i + 1 == total:
+            opt.step()
+            opt.zero_grad()
+"""
+
+
+def test_an_unknown_total_is_the_end_of_a_pass() -> None:
+    text = LAST.format(by=".div(args.k)")
+    assert codes(text) == set()
+    assert windows(text)[0] == WINDOW
+    assert codes(LAST.format(by="")) == {"ACC001"}
+
+
+# JackCai1206/superposition-distillation, distill_lm.py: how large a batch fits is tried out, in a mode of its own.
+def test_a_trial_is_not_the_training() -> None:
+    text = """\
+import torch
+
+
+def main(args, model, loader):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def micro(batch):
+        loss = torch.nn.functional.mse_loss(model(batch["x"]), batch["y"]) / args.grad_accum
+        loss.backward()
+
+    if args.find_micro:
+        for size in [1, 2, 4, 8, 16]:
+            opt.zero_grad()
+            micro(make(size))
+            opt.step()
+        return
+    for batches in loader:
+        for step in range(args.grad_accum):
+            micro(next(batches))
+        opt.step()
+        opt.zero_grad()
+"""
+    assert codes(text) == set()
+    assert codes(text.replace(" / args.grad_accum", "")) == {"ACC001"}
+
+
+# GitMonsters/octotetrahedral-agi, eval_arc_moe.py: the window is a list, not as long as a setting of elsewhere says.
+def test_a_list_is_not_as_long_as_a_setting() -> None:
+    text = """\
+import torch
+from dataclasses import dataclass
+
+
+@dataclass
+class Settings:
+    gradient_accumulation_steps: int = 4
+
+
+def adapt(model, examples, settings: Settings, rounds):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    pairs = [(examples, i) for i in range(len(examples))]
+    log(Settings().gradient_accumulation_steps)
+    for _ in range(rounds):
+        for others, target in pairs:
+            torch.nn.functional.mse_loss(model(others), others[target]).backward()
+        opt.step()
+        opt.zero_grad()
+"""
+    assert all("gradient_accumulation_steps" not in one.message for one in check_text(text, "train.py", ALL).findings)
+
+
+def test_progress_over_numbers_is_a_range() -> None:
+    text = """\
+import torch
+import tqdm
+
+
+def train(model, batches, opt, k=64):
+    while True:
+        for _ in tqdm.trange(k):
+            x, y = next(batches)
+            (torch.nn.functional.mse_loss(model(x), y) / k).backward()
+        opt.step()
+        opt.zero_grad()
+"""
+    assert windows(text)[0] == WINDOW
+
+
+# Orolol/gptoughts, train/train_moe.py: the update stands in the loop over the micro-batches, in the only pass of a run.
+def test_an_update_inside_the_window_of_a_single_pass() -> None:
+    text = """\
+import torch
+
+steps = 2
+
+
+def train(model, batches, opt):
+    opt.zero_grad()
+    for micro_step in range(steps):
+        x, y = next(batches)
+        (torch.nn.functional.mse_loss(model(x), y) / steps).backward()
+        opt.step()
+"""
+    assert codes(text) == {"ACC016"}

@@ -390,6 +390,17 @@ def freezes(name: str) -> bool:
     )
 
 
+_TRIAL = re.compile(
+    r"(?<![a-z])(find|search|probe|bench(mark)?|sanity|overfit|smoke|dry_?run|debug|profil\w*)(?![a-z])", re.IGNORECASE
+)
+
+
+@lru_cache(maxsize=8192)
+def is_trial(text: str) -> bool:
+    """Whether a test asks for a trial instead of a training: how large a batch fits, which learning rate is best."""
+    return _TRIAL.search(text) is not None
+
+
 _WAY = re.compile(
     r"(?<![a-z])(amp|fp_?16|bf_?16|float16|half|mixed_precision|precision|scaler|apex|deepspeed|fsdp|ddp|distributed"
     r"|data_?parallel|n?_?gpus?|cuda|tpu|xla|local_rank|world_size)(?![a-z])|(?<![a-z_])rank(?![a-z_])",

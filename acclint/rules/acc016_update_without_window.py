@@ -100,9 +100,11 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: dict[Span, Report] = {}
     for view in views(analysis, run):
-        if view.k != 1 or len(view.closed) < 3 or set(view.sizes) != {1}:
+        if view.k != 1 or len(view.closed) < 2 or set(view.sizes) != {1}:
             continue
-        report = _repeated(view) or _divided(view) or _always_true(view) or _clipped_only(view)
+        report = _repeated(view)
+        if report is None and len(view.closed) > 2:
+            report = _divided(view) or _always_true(view) or _clipped_only(view)
         if report is not None:
             found.setdefault(report.span, report)
     return list(found.values())
@@ -270,8 +272,9 @@ def _zeroed_around(view: View, update: Event, zeros: list[Event]) -> Event | Non
             if term is None or term.reduction not in ("mean", "unknown") or not backward.known_scale:
                 return None
             blocks[-1].append(abs(float(weight)))
-    whole = all(len(block) > 1 and abs(sum(block) - 1) < 1e-6 for block in blocks[:-1])
-    return around[0] if around and len(blocks) > 1 and whole else None
+    ended = blocks[:-1] or blocks  # a run may be left within its first window
+    whole = all(len(block) > 1 and abs(sum(block) - 1) < 1e-6 for block in ended)
+    return around[0] if around and blocks and whole else None
 
 
 def _turns(event: Event) -> list[Span]:

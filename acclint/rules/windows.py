@@ -232,7 +232,9 @@ class View:
             found = self.texts.text(micro.span)
             if found.startswith("range(") and found.endswith(")") and found.count(",") < 2:
                 return found[6:-1]
-        for name in self.run.k_names:
+        for name, value in self.run.k_names.items():
+            if value != self.k and gate is None:
+                continue  # A loop over something else that is as long as it happens to be.
             head, _, rest = name.partition(".")
             if head == "__init__":
                 return f"self.{rest}"  # An argument that the object keeps, as is the custom under its name.

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from acclint import program as p
+from acclint.knowledge import names
 from acclint.program import Span
 from acclint.simulate.core import Frame
 from acclint.simulate.methods import Methods
-from acclint.simulate.scan import plain_test, text
+from acclint.simulate.scan import plain_test, text, within
 from acclint.simulate.trace import Condition, Guard
 from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import word_set
@@ -19,8 +20,6 @@ from acclint.simulate.world import Restart
 _RESUMING = re.compile(
     r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST"
 )
-
-
 MAX_AVOIDED = 4  # answers that are given up because they led to an error
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
@@ -65,6 +64,10 @@ class Conditions(Methods):
             is_and = test.op == "and"
             refuses = is_and and isinstance(stmt, p.If) and bool(stmt.body) and isinstance(stmt.body[-1], p.Raise)
             for part in test.values:
+                if not is_and and self._beside_remainder(part, test) and self._is_open(self.eval(part, frame)):
+                    if self._is_last(part):
+                        return True
+                    continue
                 # `if args.train and length > limit: raise`: the last part is what is wrong, not that it trains.
                 trains = refuses and part is not test.values[-1] and self._updates_if(part)
                 outcome = self.decide(part, frame, want, guard, (lambda: True) if trains else desired, stmt)
@@ -79,6 +82,33 @@ class Conditions(Methods):
             return self.decide(part, frame, want, guard, desired, stmt)
         value = self.eval(test, frame)
         return self.truth(value, test, guard, desired if want is None else (lambda: bool(want)), stmt)
+
+    def _beside_remainder(self, part: p.Expr, test: p.Bool) -> bool:
+        """Whether a part of a test is `i + 1 == total`, and another one a remainder of the same counter."""
+        if not self.loops or not isinstance(part, p.Compare) or part.ops not in (("==",), (">=",)):
+            return False
+        names_here = {text(one) for one in within(part) if isinstance(one, (p.Name, p.Attr))}
+        remainders = [
+            one
+            for other in test.values
+            if other is not part
+            for one in within(other)
+            if isinstance(one, p.Binary) and one.op == "%"
+        ]
+        return any(text(one) in names_here for remainder in remainders for one in within(remainder.left))
+
+    def _is_open(self, value: Value) -> bool:
+        """Whether a comparison is with something of which nothing is known."""
+        if type(value) is Num:
+            roles = {self.role_of_root(root) for root in value.roots}
+            return value.modulus is None and bool(roles) and roles <= {"", "limit"}
+        return type(value) is Maybe
+
+    def _is_last(self, part: p.Expr) -> bool:
+        """Whether a counter of the innermost loop has come to its unknown total, with the last item of a pass."""
+        target = self.loops[-1].target.strip("()").partition(",")[0]
+        counted = any(isinstance(one, p.Name) and one.id == target for one in within(part))
+        return counted and self.last_batch
 
     def _updates_if(self, test: p.Expr) -> bool:
         """Whether updates elsewhere in the file wait for the same test."""
@@ -250,7 +280,7 @@ class Conditions(Methods):
         if body_jumps and type(stmt.body[-1]) is p.Break and self.loops and self.loops[-1].span in self.detours:
             return True
         if body_jumps:
-            return scanner.has_backward(stmt.body)
+            return scanner.has_backward(stmt.body) and not names.is_trial(text(stmt.test))
         if else_jumps:
             return True
         if else_events and not body_events:

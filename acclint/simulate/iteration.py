@@ -54,8 +54,8 @@ class Iteration(Gradients):
             return self.iterate_range(value, loop, wanted, LIST_TURNS if counts else self.many_turns(), batching)
         if isinstance(value, (list, tuple, dict, set)):
             loop.kind = "list"
-            loop.known_length = True
             items = self.keys_of(value) if isinstance(value, dict) else list(value)
+            loop.known_length = len(items) != self.world.turns(self.assignment)  # made of data of unknown length
             feeds = any(type(item) is Opaque and item.batch for item in items[:1])
             loop.fetched = feeds
             if level == "outer" and len(items) > 4 and not feeds:

@@ -130,6 +130,8 @@ class Machine(Linking):
         default = losses.reduction_of(path)
         if default is not None:
             return self.known_loss(path, default, args, keywords, span)
+        if last == "trange" and args:
+            return BUILTINS["range"](self, args, {}, span)
         if last in PROGRESS or path.startswith("tqdm"):
             return args[0] if args else (keywords.get("iterable") or self.opaque("tqdm", "progress"))
         if last in _PASS_THROUGH and (args or "model" in keywords or "module" in keywords):
