@@ -673,3 +673,29 @@ def train(model, batches, opt):
         opt.step()
 """
     assert codes(text) == {"ACC016"}
+
+
+# ShaneTian/Att-Induction, src/train.py: episodes are counted from 1.
+@pytest.mark.parametrize(
+    ("loop", "test"),
+    [("range(n)", "(i + 1) % k == 0"), ("range(1, n + 1)", "i % k == 0"), ("range(2, n + 2)", "i % k == 1")],
+)
+def test_a_schedule_as_long_as_a_loop_that_begins_anywhere(loop: str, test: str) -> None:
+    text = f"""\
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+
+def train(model, batches, n=10000, k=1):
+    opt = torch.optim.AdamW(model.parameters())
+    scheduler = get_linear_schedule_with_warmup(opt, num_warmup_steps=100, num_training_steps=n)
+    for i in {loop}:
+        x, y = next(batches)
+        (torch.nn.functional.mse_loss(model(x), y) / k).backward()
+        if {test}:
+            opt.step()
+            scheduler.step()
+            opt.zero_grad()
+"""
+    assert codes(text) == {"ACC004"}
+    assert codes(text.replace("num_training_steps=n", "num_training_steps=n // k")) == set()

@@ -353,7 +353,12 @@ class Iteration(Gradients):
                     loop.end = (stop_value, int(start) + wanted * int(step))
                     return self._strided(int(start), int(step), wanted)
                 single = next(iter(roots)) if len(roots) == 1 else None
-                if single is not None and type(stop_value) is Num and stop_value.born == NOWHERE:
+                known = self.numbers.get(single) if single is not None else None
+                # `range(n)`, and `range(1, n + 1)`
+                counts_to = type(stop_value) is Num and (
+                    stop_value.born == NOWHERE or (known is not None and stop - start == known.v)
+                )
+                if single is not None and counts_to:
                     if self.world.role_of(single, single.rpartition(".")[2]) in ("", "limit", "interval"):
                         self.world.learn(self.world.roles, single, role)
                 elif type(stop_value) is Num and stop_value.born != NOWHERE:
