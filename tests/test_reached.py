@@ -699,3 +699,33 @@ def train(model, batches, n=10000, k=1):
 """
     assert codes(text) == {"ACC004"}
     assert codes(text.replace("num_training_steps=n", "num_training_steps=n // k")) == set()
+
+
+# Guitaricet/relora, torchrun_main.py: what is looked for once is raised for a second time, in a helper.
+def test_a_training_does_not_fail_on_the_way() -> None:
+    text = """\
+import torch
+
+
+def evaluate(model, loader):
+    total = torch.zeros(1)
+    for batch in loader:
+        if torch.isnan(total[0]):
+            print("not a number")
+        total += model(batch).mean().detach()
+    if torch.isnan(total[0]):
+        raise RuntimeError("not a number")
+    return total
+
+
+def train(args, model, loader, data):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step, (x, y) in enumerate(loader):
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        if (step + 1) % args.k == 0:
+            opt.step()
+            opt.zero_grad()
+            evaluate(model, data)
+"""
+    assert codes(text) == {"ACC001"}
+    assert windows(text)[0] == ((4.0,) * 4,) * 2

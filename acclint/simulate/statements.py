@@ -494,8 +494,9 @@ class Statements(Expressions):
 
     def do_raise(self, stmt: p.Raise, frame: Frame) -> None:
         self.give_up(stmt.span)
-        if self.loops and not self.handlers and self.guards and not self.guards[-1].unknown:
-            # A program that is run as it stands does not fail: it was the abstract numbers that led here.
+        guard = self.guards[-1] if self.guards else None
+        if self.loops and not self.handlers and guard is not None and guard.key not in self.choices:
+            # A program that is run as it stands does not fail: it was the abstract numbers and answers that led here.
             return
         raise PyRaise("Exception")
 
