@@ -729,3 +729,42 @@ def train(args, model, loader, data):
 """
     assert codes(text) == {"ACC001"}
     assert windows(text)[0] == ((4.0,) * 4,) * 2
+
+
+def test_of_several_modules_in_a_loss_none_is_the_optimizers() -> None:
+    text = """\
+import torch
+
+
+def train(student, critic, loader, params, args):
+    opt = torch.optim.Adam(params)
+    for i, x in enumerate(loader):
+        critic.zero_grad()
+        (critic(student(x)).mean() / args.k).backward()
+        if (i + 1) % args.k == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+    assert codes(text) == set()
+
+
+def test_what_is_no_trial_is_the_training() -> None:
+    text = """\
+import torch
+
+
+def main(args, model, loader):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    if not args.find_lr:
+        for i, (x, y) in enumerate(loader):
+            torch.nn.functional.mse_loss(model(x), y).backward()
+            if (i + 1) % args.k == 0:
+                opt.step()
+                opt.zero_grad()
+        return
+    for x, y in loader:
+        opt.zero_grad()
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        opt.step()
+"""
+    assert codes(text) == {"ACC001"}

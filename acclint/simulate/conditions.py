@@ -280,7 +280,8 @@ class Conditions(Methods):
         if body_jumps and type(stmt.body[-1]) is p.Break and self.loops and self.loops[-1].span in self.detours:
             return True
         if body_jumps:
-            return scanner.has_backward(stmt.body) and not names.is_trial(text(stmt.test))
+            key, negated = plain_test(stmt.test)
+            return scanner.has_backward(stmt.body) and (negated or not names.is_trial(key))
         if else_jumps:
             return True
         if else_events and not body_events:

@@ -169,7 +169,7 @@ def _repeat(
     optimizers = sum(one.known for one in machine.run.optimizers)
     try:
         for turn in range(rounds):
-            if sum(one.known for one in machine.run.optimizers) > optimizers:
+            if has_loop and sum(one.known for one in machine.run.optimizers) > optimizers:
                 break  # A whole training, with an optimizer of its own: it is not called again and again.
             given = dict(values)
             for name in given:

@@ -189,8 +189,8 @@ class _Survey:
     def _note_updates(self, stmt: p.If) -> None:
         """Under which outcome of a test updates happen; None where two places differ."""
         body, orelse = ("step" in self.world.scanner.reach(part) for part in (stmt.body, stmt.orelse))
-        if body != orelse and not names.is_trial(text(stmt.test)):
-            key, negated = plain_test(stmt.test)
+        key, negated = plain_test(stmt.test)
+        if body != orelse and (negated or not names.is_trial(key)):
             known = self.world.updating.setdefault(key, body != negated)
             if known != (body != negated):
                 self.world.updating[key] = None

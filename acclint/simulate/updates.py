@@ -57,8 +57,9 @@ class Updates(Losses):
         ):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
             reached = known[0].parts
-            if known[0].guessed:
-                self.wild.update(dict.fromkeys(owners, known[0]))  # Whoever zeroes that module zeroes these.
+            if known[0].guessed and len(owners) == 1:
+                # Whoever zeroes that module zeroes these; of several (a critic, a teacher) nobody knows whose they are.
+                self.wild.update(dict.fromkeys(owners, known[0]))
         sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and _known_scale(loss), loss.divisors, self.replaying > 0)
