@@ -768,3 +768,24 @@ def main(args, model, loader):
         opt.step()
 """
     assert codes(text) == {"ACC001"}
+
+
+# Adversarial examples and the like: a loss of a tensor that asks for a gradient itself reaches no optimizer.
+def test_a_leaf_of_its_own_is_no_parameter() -> None:
+    text = """\
+import torch
+
+
+def train(args, loader):
+    model = torch.nn.Linear(4, 4)
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        noise = torch.zeros_like(x, requires_grad=True)
+        (noise - y).pow(2).mean().backward()
+        (torch.nn.functional.mse_loss(model(x + noise.detach()), y) / args.k).backward()
+        if (i + 1) % args.k == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+    assert windows(text) == [WINDOW]
+    assert codes(text) == set()

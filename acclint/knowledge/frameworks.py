@@ -223,3 +223,20 @@ _TRAINERS = frozenset({
 def is_trainer_package(path: str) -> bool:
     """Whether a class of this full name ending in `Trainer` is a framework's."""
     return path.partition(".")[0] in _TRAINERS
+
+
+_NO_MODULES = ("builtins.", "abc.", "typing.", "collections.", "enum.")
+
+
+def is_module_base(path: str, has_forward: bool) -> bool:
+    """Whether a base class, by its dotted path, makes a class a torch module; `has_forward`: the class defines forward.
+
+    A class with a forward pass and a base that nothing is known of is one (`class Net(MessagePassing)`), but no
+    function of autograd.
+    """
+    last = path.rpartition(".")[2]
+    if last.endswith(("Module", "Model")) or path.startswith("torch.nn."):
+        return True
+    if has_forward:
+        return not last.endswith("Function") and not path.startswith(_NO_MODULES)
+    return path.startswith("transformers.") and "For" in last  # RobertaForSequenceClassification

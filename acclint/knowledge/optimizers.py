@@ -237,12 +237,10 @@ _FACTORIES: dict[str, OptimizerKind] = {
     "timm.optim.create_optimizer": OptimizerKind("create_optimizer", scale_invariant=False),
 }
 
-# What takes an optimizer, and steps and zeroes as that one does: apex 0.1 fp16_utils/fp16_optimizer.py (and the copies
-# of it in Megatron-LM), apex/parallel/LARC.py, horovod 0.28 torch/optimizer.py, torchcontrib 0.0.2 optim/swa.py,
-# pytorch-optimizer 0.3 lookahead.py.
-_WRAPPERS = frozenset(
-    ("horovod.torch.DistributedOptimizer", "apex.parallel.LARC", "apex.parallel.LARC.LARC", "torchcontrib.optim.SWA")
-)
+# What takes an optimizer, and steps and zeroes as that one does: NVIDIA/apex, apex/fp16_utils/fp16_optimizer.py (it is
+# copied into many projects); jettify/pytorch-optimizer, torch_optimizer/lookahead.py; horovod/torch/optimizer.py;
+# pytorch/contrib, torchcontrib/optim/swa.py. Not apex's LARC, which scales the gradients of each layer.
+_WRAPPERS = frozenset(("horovod.torch.DistributedOptimizer", "torchcontrib.optim.SWA"))
 _WRAPPING_CLASSES = frozenset(("FP16_Optimizer", "Lookahead"))
 
 _PACKAGES: tuple[tuple[str, dict[str, OptimizerKind]], ...] = (

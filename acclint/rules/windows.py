@@ -171,7 +171,7 @@ class View:
             found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))
         if self.run.notes:
             found.append((Confidence.LOW, self.run.notes[0][0], self.run.notes[0][1]))
-        zeroed = bool(self.run.of("zero"))
+        zeroed = any(window.zeros for window in self.windows)
         for event in [one for one in self.run.of("hook") if not (one.data.get("again") and zeroed)][:1]:
             what = event.data.get("what")
             told = f"`{what}` may zero gradients" if what else "a gradient hook may change the gradients"

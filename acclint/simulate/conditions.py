@@ -17,9 +17,7 @@ from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor
 from acclint.simulate.vocabulary import word_set
 from acclint.simulate.world import Restart
 
-_RESUMING = re.compile(
-    r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|debug|profil|dry_run|is_sweep|environ|TEST"
-)
+_RESUMING = re.compile(r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|is_sweep|environ|TEST")
 MAX_AVOIDED = 4  # answers that are given up because they led to an error
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
@@ -64,8 +62,10 @@ class Conditions(Methods):
             is_and = test.op == "and"
             refuses = is_and and isinstance(stmt, p.If) and bool(stmt.body) and isinstance(stmt.body[-1], p.Raise)
             for part in test.values:
-                if not is_and and self._beside_remainder(part, test) and self._is_open(self.eval(part, frame)):
-                    if self._is_last(part):
+                if not is_and and self._beside_remainder(part, test):
+                    value = self.eval(part, frame)
+                    open_end = self._is_open(value)
+                    if self._is_last(part) if open_end else self.truth(value, part, guard, desired, stmt):
                         return True
                     continue
                 # `if args.train and length > limit: raise`: the last part is what is wrong, not that it trains.
@@ -295,7 +295,8 @@ class Conditions(Methods):
             if known is not None:
                 return known != negated
         if not body_events and not stmt.orelse:
-            return not _RESUMING.search(text(stmt.test))
+            said = text(stmt.test)
+            return not _RESUMING.search(said) and not names.is_trial(said)
         return True
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:

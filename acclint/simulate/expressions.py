@@ -284,7 +284,6 @@ class Expressions(Conditions):
         self, expr: p.Comprehension, at: int, frame: Frame, made: list[Value], value: Value, loop: Loop
     ) -> None:
         clause = expr.clauses[at]
-        before = len(made)
         for item in self.listed(value):
             loop.turn = loop.turns
             loop.turns += 1
@@ -300,15 +299,6 @@ class Expressions(Conditions):
             alike = loop.turns >= self.many_turns() and made and type(made[-1]) in (Module, Instance)
             if len(made) >= LIST_TURNS or alike:
                 return
-        if (
-            type(value) is ParamSet
-            and len(made) == before
-            and not any("requires_grad" in text(one) for one in clause.tests)
-        ):
-            # Chosen by names, which this run does not know: no optimizer is given nothing.
-            for item in self.listed(value):
-                self.assign(clause.target, item, frame)
-                self._clauses(expr, at + 1, frame, made)
 
     def eval_lambda(self, expr: p.Lambda, frame: Frame) -> Value:
         return Closure(expr.function, frame)

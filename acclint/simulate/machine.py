@@ -106,6 +106,8 @@ class Machine(Linking):
 
     def imported(self, path: str, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame) -> Value:
         span = expr.span
+        if keywords.get("requires_grad", False) is not False:
+            self.run.freezes = True  # A tensor that asks for a gradient: a loss may be of it alone.
         if path.startswith("builtins."):
             handler = BUILTINS.get(path[9:])
             if handler is not None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from acclint import program as p
+from acclint.knowledge.frameworks import is_module_base
 from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.conditions import ends_in_jump
@@ -33,7 +34,6 @@ from acclint.simulate.values import (
 from acclint.simulate.world import Stop
 
 _IN_PLACE = {"+": "__iadd__", "-": "__isub__", "*": "__imul__", "/": "__itruediv__"}
-_NO_MODULE_BASES = ("builtins.", "abc.", "typing.", "collections.", "enum.")
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
 Leave = Callable[[], object]
@@ -568,8 +568,7 @@ class Statements(Expressions):
         for base in bases:
             path = base.path if isinstance(base, Imported) else getattr(base, "name", "")
             last = path.rpartition(".")[2]
-            known = base.module if isinstance(base, ClassValue) else _is_module_base(path, last, passes)
-            cls.module |= known
+            cls.module |= base.module if isinstance(base, ClassValue) else is_module_base(path, passes)
             if last in ("Dataset", "IterableDataset", "Sampler", "BatchSampler"):
                 cls.dataset = True
             if isinstance(base, ClassValue) and base.dataset:
@@ -594,15 +593,6 @@ class Statements(Expressions):
         frame.vars[stmt.name] = cls
         if stmt.decorators:
             self.decorated(cls, stmt.decorators, frame)
-
-
-def _is_module_base(path: str, last: str, passes: bool) -> bool:
-    """Whether a base class of elsewhere makes a class a module; `passes`: it has a forward pass of its own."""
-    if last.endswith(("Module", "Model")) or path.startswith("torch.nn."):
-        return True
-    if passes:  # `class Net(MessagePassing)`, `class Tagger(Base)`; not a function of autograd
-        return not last.endswith("Function") and not path.startswith(_NO_MODULE_BASES)
-    return path.startswith("transformers.") and "For" in last  # RobertaForSequenceClassification
 
 
 def _yields(stmt: p.Stmt) -> bool:

@@ -33,13 +33,12 @@ class Updates(Losses):
             raise Restart
         loss = self.as_loss(value, span)
         known = list(self.ledger.optimizers)
-        lost = (
-            not (loss.graph and loss.owners) and not self.run.freezes
-        )  # and no leaf of its own, as of a gradient cache
-        if lost and len(known) == 1 and known[0].parts:
+        only = known[0] if len(known) == 1 and known[0].parts else None
+        # Where the file says which tensors ask for gradients, a loss may be of a leaf that is no parameter.
+        if only is not None and only.parts and not (loss.graph and loss.owners) and not self.run.freezes:
             # A program that is run as it stands has a graph here: it was the abstract run that lost it.
-            term = self.new_term(known[0].parts, "unknown", loss.name, span, loss.batch)
-            loss = Tensor(known[0].parts, True, {term: 1}, name=loss.name, batch=loss.batch, sure=False)
+            term = self.new_term(only.parts, "unknown", loss.name, span, loss.batch)
+            loss = Tensor(only.parts, True, {term: 1}, name=loss.name, batch=loss.batch, sure=False)
         terms = tuple((term, weight * factor) for term, weight in (loss.terms or {}).items())
         owners = NOBODY.union(*(term.owners for term, _ in terms)) if terms else loss.owners
         if not loss.graph:
@@ -49,17 +48,13 @@ class Updates(Losses):
         for term, _ in terms:
             term.sent += 1
         reached = owners
-        if (
-            owners
-            and len(known) == 1
-            and known[0].parts
-            and not any(owner.overlaps(part) for owner in owners for part in known[0].parts)
-        ):
+        parts = only.parts if only is not None and only.parts else NOBODY
+        if owners and only is not None and not any(owner.overlaps(part) for owner in owners for part in parts):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
-            reached = known[0].parts
-            if known[0].guessed and len(owners) == 1:
+            reached = parts
+            if only.guessed and len(owners) == 1:
                 # Whoever zeroes that module zeroes these; of several (a critic, a teacher) nobody knows whose they are.
-                self.wild.update(dict.fromkeys(owners, known[0]))
+                self.wild.update(dict.fromkeys(owners, only))
         sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and _known_scale(loss), loss.divisors, self.replaying > 0)
