@@ -521,24 +521,6 @@ def train(args, loader):
     assert codes(text.replace(f"({mean})", f"({mean} / args.k)")) == set()
 
 
-def test_a_whole_window_behind_what_was_thrown_away_is_right() -> None:
-    text = """\
-import torch
-
-
-def train(model, opt, loader, args):
-    for epoch in range(args.epochs):
-        opt.zero_grad()
-        for i, (x, y) in enumerate(loader):
-            (torch.nn.functional.mse_loss(model(x), y) / args.k).backward()
-            if (i + 1) % args.k == 0:
-                opt.step()
-                opt.zero_grad()
-"""
-    (loop,) = analyze(lift(text)).loops
-    assert {tuple(sorted(set(row))) for _, updates in loop.contributions for row in updates} == {(1.0,), (0.0, 1.0)}
-
-
 # huminghao16/SpanABSA, absa/run_cls_span.py: run from the project's folder, which has no mark of one.
 def test_a_package_is_found_from_within(tmp_path: Path) -> None:
     package = tmp_path / "absa"

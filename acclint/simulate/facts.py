@@ -142,8 +142,7 @@ def right_size(run: Run, window: Window, size: int) -> int:
     # Several places are branches for one loss, or several losses of each micro-batch.
     for group in (list(chain(*weights.values())), *weights.values()):
         if abs(sum(group) - 1) < 1e-6:
-            # A whole window behind what an epoch's zeroing threw away is as long as others.
-            return size if sum(map(bool, group)) == size else len(group)
+            return len(group)
     return max(size, 1)
 
 
