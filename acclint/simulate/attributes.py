@@ -173,9 +173,7 @@ class Attributes(Items):
             return value.attrs[name]
         found = self.member(value.cls, name)
         if type(found) is Closure:
-            bound = Closure(
-                found.function, found.scope, value, found.no_grad, found.owner_class, found.defaults, found.kind
-            )
+            bound = found.bind(value)
             if found.kind == "property":
                 return self.invoke(bound, [], {}, found.function.span)
             if found.kind == "static":

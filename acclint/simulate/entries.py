@@ -14,10 +14,9 @@ from acclint.knowledge import names
 from acclint.knowledge.frameworks import ENGINES, is_trainer_package
 from acclint.program import file_of
 from acclint.simulate.callers import Callers
-from acclint.simulate.modules import resolution_order
 from acclint.simulate.scan import bodies, text
 from acclint.simulate.trace import Loop
-from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value
+from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value, resolution_order
 from acclint.simulate.vocabulary import word_set
 
 if TYPE_CHECKING:
@@ -145,13 +144,9 @@ def _repeat(
             if instance.attrs.get("automatic_optimization") is not False:
                 return
             driver = "lightning" if function.name == "training_step" else ""
-        target = Closure(
-            function, closure.scope, instance, closure.no_grad, closure.owner_class, closure.defaults, closure.kind
-        )
+        target = closure.bind(instance)
     elif cls is not None:
-        target = Closure(
-            function, closure.scope, cls, closure.no_grad, closure.owner_class, closure.defaults, closure.kind
-        )
+        target = closure.bind(cls)
     has_loop = any(scanner.has_backward(loop.body) for loop in scanner.scan(function.body).loops) or (
         scanner.has_nested_backward(function.body)
     )
@@ -231,15 +226,7 @@ def _set_up(machine: Machine, cls: ClassValue, instance: Instance) -> None:
     ]
     for method, own in setters:
         if own and all(other is method or own.isdisjoint(sets) for other, sets in setters):
-            bound = Closure(
-                method.function,
-                method.scope,
-                instance,
-                method.no_grad,
-                method.owner_class,
-                method.defaults,
-                method.kind,
-            )
+            bound = method.bind(instance)
             with suppress(PyRaise):
                 machine.invoke(bound, [], {}, method.function.span)
 

@@ -103,9 +103,7 @@ class Frameworks(Operators):
                 maker = self.member(owner.cls, "configure_optimizers")
                 result: Value = None
                 if type(maker) is Closure:
-                    bound = Closure(
-                        maker.function, maker.scope, owner, owner_class=maker.owner_class, defaults=maker.defaults
-                    )
+                    bound = maker.bind(owner)
                     result = self.invoke(bound, [], {}, span)
                 found = [one for one in _flat(result) if type(one) is v.Optimizer]
                 owner.attrs["<schedulers>"] = [one for one in _flat(result) if type(one) is v.Scheduler]

@@ -76,7 +76,7 @@ def _len(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) 
     if kind is Instance:
         method = m.member(value.cls, "__len__")
         if type(method) is Closure and not value.cls.dataset:
-            return m.invoke(Closure(method.function, method.scope, value, defaults=method.defaults), [], {}, span)
+            return m.invoke(method.bind(value), [], {}, span)
         return m.number(f"len({value.key})", "length", "" if value.cls.dataset else "length")
     if kind is Opaque:
         if value.batch:
@@ -299,7 +299,7 @@ def _next(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
     if type(value) is Instance:
         method = m.member(value.cls, "__next__")
         if type(method) is Closure:
-            return m.invoke(Closure(method.function, method.scope, value, defaults=method.defaults), [], {}, span)
+            return m.invoke(method.bind(value), [], {}, span)
     if m.loops:
         m.loops[-1].fetched = True
     m.batches += 1

@@ -126,9 +126,7 @@ class Items(Iteration):
         if kind is Instance:
             getter = self.member(value.cls, "__getitem__")
             if type(getter) is Closure and not value.cls.dataset:
-                return self.invoke(
-                    Closure(getter.function, getter.scope, value, defaults=getter.defaults), [index], {}, span
-                )
+                return self.invoke(getter.bind(value), [index], {}, span)
             return self.opaque(f"{value.key}[]", "<item>", batch=frozenset((0,)) if value.cls.dataset else frozenset())
         if kind is v.Bound and value.name == "shape":
             if isinstance(index, tuple) and index and index[0] == "slice":

@@ -185,9 +185,7 @@ class Iteration(Gradients):
             return iter(value.items or [Module(value.path, Owner(value.name, value.owner))])
         maker = self.member(value.cls, "__iter__")
         if type(maker) is Closure:
-            result = self.invoke(
-                Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, loop.span
-            )
+            result = self.invoke(maker.bind(value), [], {}, loop.span)
             if type(result) is Stream or isinstance(result, list):
                 loop.kind = "loader"
                 loop.fetched = True
@@ -232,7 +230,7 @@ class Iteration(Gradients):
         if kind is Instance:
             maker = self.member(value.cls, "__iter__")
             if type(maker) is Closure:
-                result = self.invoke(Closure(maker.function, maker.scope, value, defaults=maker.defaults), [], {}, span)
+                result = self.invoke(maker.bind(value), [], {}, span)
                 if result is not value:
                     return self.stream(result, span)
             return self.stream_of_data(value.key)

@@ -10,7 +10,17 @@ from acclint.program import Span
 from acclint.simulate import values as v
 from acclint.simulate.core import Frame
 from acclint.simulate.frameworks import Frameworks
-from acclint.simulate.values import ClassValue, Closure, Instance, Module, ParamSet, PyRaise, Tensor, Value, numeric
+from acclint.simulate.values import (
+    Closure,
+    Instance,
+    Module,
+    ParamSet,
+    PyRaise,
+    Tensor,
+    Value,
+    numeric,
+    resolution_order,
+)
 from acclint.simulate.vocabulary import SAME
 
 # Events that each call of a module repeats, and that nothing outside of it asks for but those about its layers.
@@ -38,9 +48,7 @@ class Modules(Frameworks):
         values = [*args, *keywords.values()]
         if value.owner is None:
             if type(method) is Closure:
-                bound = Closure(
-                    method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
-                )
+                bound = method.bind(value)
                 return self.invoke(bound, args, keywords, expr.span)
             return self.opaque(f"{value.key}()", "<value>", batch=self.batch_of(values))
         owners = self.live(frozenset((value.owner,))) | self.graph_owners(values)
@@ -64,9 +72,7 @@ class Modules(Frameworks):
                     }
                     return record
             else:
-                bound = Closure(
-                    method.function, method.scope, value, method.no_grad, method.owner_class, method.defaults
-                )
+                bound = method.bind(value)
                 events, before = len(self.run.events), dict(value.attrs)
                 try:
                     result = self.invoke(bound, args, keywords, expr.span)
@@ -163,32 +169,15 @@ class Modules(Frameworks):
         for base in order[order.index(cls) + 1 :] if cls in order else ():
             found = base.members.get(name)
             if type(found) is Closure:
-                bound = Closure(
-                    found.function,
-                    found.scope,
-                    instance,
-                    found.no_grad,
-                    found.owner_class,
-                    found.defaults,
-                    found.kind,
-                )
+                bound = found.bind(instance)
                 return self.invoke(bound, args, keywords, expr.span)
         if instance.owner is not None and name in ("train", "eval", "zero_grad", "parameters", "named_parameters"):
             return self.module_method(instance, name, args, keywords, expr, frame)
         if name == "__iter__":
             return self.stream_of_data(instance.key)  # a loader of torch with something around it
+        if name == "__init__":
+            instance.attrs["<base>"] = (args, keywords)
         return self.opaque(f"<super>.{name}()", name)
-
-
-def resolution_order(cls: ClassValue) -> list[ClassValue]:
-    """A class and its bases of the file in the order of method resolution: a shared base behind all that have it."""
-    order: list[ClassValue] = []
-    pending = [cls]
-    while pending and len(order) < 64:
-        one = pending.pop()
-        order = [*(other for other in order if other is not one), one]
-        pending += [base for base in reversed(one.bases) if type(base) is ClassValue]
-    return order
 
 
 def modules_in(values: list[Value]) -> list[Any]:

@@ -101,9 +101,7 @@ class Statements(Expressions):
             return
         method = self.member(old.cls, _IN_PLACE.get(stmt.op, "")) if type(old) is Instance else None
         if type(method) is Closure:
-            bound = Closure(
-                method.function, method.scope, old, owner_class=method.owner_class, defaults=method.defaults
-            )
+            bound = method.bind(old)
             result = self.call_value(bound, [new], stmt.span)
             if getattr(result, "name", "") != "NotImplemented":
                 self.assign(target, result, frame)
@@ -355,11 +353,11 @@ class Statements(Expressions):
 
             def out() -> None:
                 if type(leave) is Closure:
-                    bound = Closure(leave.function, leave.scope, value, defaults=leave.defaults)
+                    bound = leave.bind(value)
                     self.invoke(bound, [None, None, None], {}, manager.span)
 
             if type(method) is Closure:
-                bound = Closure(method.function, method.scope, value, defaults=method.defaults)
+                bound = method.bind(value)
                 return self.invoke(bound, [], {}, manager.span), out
             return value, out
         if kind is Opaque:

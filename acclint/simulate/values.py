@@ -8,7 +8,7 @@ values are sums of loss terms with exact weights; modules are parameter owners.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -488,6 +488,10 @@ class Closure:
     defaults: dict[str, Value] = field(default_factory=dict)
     kind: str = ""  # "", "property", "static", "class", "context"
 
+    def bind(self, to: Value) -> Closure:
+        """The same function as a method of `to`."""
+        return replace(self, bound=to)
+
 
 @dataclass(eq=False, slots=True)
 class ClassValue:
@@ -501,6 +505,17 @@ class ClassValue:
     module: bool = False
     dataclass: bool = False
     dataset: bool = False
+
+
+def resolution_order(cls: ClassValue) -> list[ClassValue]:
+    """A class and its bases of the file in the order of method resolution: a shared base behind all that have it."""
+    order: list[ClassValue] = []
+    pending = [cls]
+    while pending and len(order) < 64:
+        one = pending.pop()
+        order = [*(other for other in order if other is not one), one]
+        pending += [base for base in reversed(one.bases) if type(base) is ClassValue]
+    return order
 
 
 class Instance:
