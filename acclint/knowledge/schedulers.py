@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,3 +225,50 @@ def scheduler_kind(path: str) -> SchedulerKind | None:
                 if kind.name == name:
                     return kind
     return None
+
+
+_FAR = 1 << 20  # steps: more than a schedule has
+_ALIKE = 1e-9  # two factors of a learning rate
+
+
+def end_of_decay(factor: Callable[[int], Any]) -> int | None:
+    """The first step from which a learning rate's factor falls no more; None if it never falls, or never ends.
+
+    `factor` gives a number for a step, or None where it has no value, as `(1 - step / total) ** 0.9` behind its end. A
+    warm-up before the decay does no harm; one that stays at its height has no end.
+    """
+
+    def level(step: int) -> float:
+        value = factor(step)
+        return 0.0 if value is None else max(float(value), 0.0)
+
+    def rests(step: int) -> bool:
+        return level(step + 1) >= level(step)
+
+    try:
+        if factor(1) is None:
+            return None
+        last = level(_FAR)
+        if level(_FAR + 1) == level(_FAR // 2) == last:
+            end = _first(lambda step: abs(level(step) - last) < _ALIKE, 1, _FAR)
+            return end if level(end - 1) > last else None
+        begin = _next(lambda step: not rests(step), 2)
+        end = _next(rests, begin)  # A cosine that nobody bounds rises again.
+        return _first(rests, begin, end) if end < _FAR else None
+    except OverflowError:
+        return None
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The first number above `low` for which something holds, as it does for all from there up to `high`."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
+
+
+def _next(holds: Callable[[int], bool], step: int) -> int:
+    """Some step for which something holds, not far behind the first one; at least `_FAR` if there is none."""
+    while step < _FAR and not holds(step):
+        step += step // 2
+    return step

@@ -261,8 +261,6 @@ def _schedule(measured: Measurement, scheduler: SchedulerRecord) -> Reading:
             text = f"{scheduler.name} took {steps} of its {length} steps in {updates} updates"
             return Reading(True, f"{text}: at the end of training the lr is still {lrs[-1]:.3g}", line)
         return Reading(False if length == steps else None, f"{took}, and its length is {length}", line)
-    if scheduler.name == "LambdaLR" and lrs[-1] > 0.5 * max(lrs):  # a decay that does not come to its end
-        return Reading(True, f"{took}: at the end of training the lr is still {lrs[-1]:.3g} of {max(lrs):.3g}", line)
     return Reading(None, f"{took}, and its length is not known", line)
 
 

@@ -9,6 +9,7 @@ methods, conditions, expressions, statements, linking, machine.
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -67,6 +68,7 @@ def top_of(frame: Frame) -> Frame:
     return frame
 
 
+_CONSTANTS = {"math.pi": math.pi, "numpy.pi": math.pi, "math.e": math.e}
 _BUILTINS = word_set(
     "range len enumerate zip min max sum abs int float bool str list tuple dict set print isinstance hasattr getattr "
     "setattr iter next round map filter sorted reversed any all super type open input id repr object callable vars "
@@ -158,7 +160,8 @@ class Core:
         if type(value) is Opaque and not value.graph:
             return self.number(value.key, value.name)
         if type(value) is Imported:
-            return self.number(value.path, value.path.rpartition(".")[2])
+            constant = _CONSTANTS.get(value.path)
+            return constant if constant is not None else self.number(value.path, value.path.rpartition(".")[2])
         return None
 
     def is_k(self, value: Value) -> bool:
@@ -344,6 +347,9 @@ class Core:
         raise NotImplementedError
 
     def everything(self, number: int, path: str) -> dict[str, Value]:
+        raise NotImplementedError
+
+    def as_optimizer(self, value: Opaque, span: Span = NOWHERE) -> v.Optimizer:
         raise NotImplementedError
 
     def call(self, callee: Value, args: list[Value], keywords: dict[str, Value], expr: p.Call, frame: Frame) -> Value:

@@ -9,6 +9,7 @@ from acclint.knowledge import names, optimizers, schedulers
 from acclint.program import NOWHERE
 from acclint.simulate.core import Frame
 from acclint.simulate.scan import bodies, text
+from acclint.simulate.schedules import scheduler_base
 from acclint.simulate.statements import Statements
 from acclint.simulate.values import ClassValue, Closure, Imported, Opaque, PyRaise, Value
 from acclint.simulate.vocabulary import word_set
@@ -88,7 +89,7 @@ class Linking(Statements):
             return self.scanner.matters(value.function)
         if kind is ClassValue:
             if _is_known(value):
-                return self.updates_only(value)
+                return self.updates_only(value) or bool(scheduler_base(value))
             return value.module or value.dataclass or self.scanner.class_matters(value.node)
         if kind is Opaque:
             return bool(value.attrs)  # settings that the file has written on it

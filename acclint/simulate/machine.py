@@ -6,6 +6,7 @@ library do when they are called comes from `acclint.knowledge` and functions.py.
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 from acclint import program as p
@@ -17,7 +18,8 @@ from acclint.simulate.core import Frame
 from acclint.simulate.expressions import Enough
 from acclint.simulate.functions import BUILTINS, FUNCTIONS, TORCHLIKE
 from acclint.simulate.linking import Linking
-from acclint.simulate.modules import modules_in, resolution_order
+from acclint.simulate.modules import modules_in
+from acclint.simulate.schedules import scheduler_base
 from acclint.simulate.values import (
     NOBODY,
     ClassValue,
@@ -33,6 +35,8 @@ from acclint.simulate.values import (
     Stream,
     Tensor,
     Value,
+    numeric,
+    resolution_order,
 )
 from acclint.simulate.vocabulary import NO_GRADIENT, PROGRESS, WITH_INDICES, word_set
 
@@ -40,6 +44,7 @@ _PASS_THROUGH = word_set(
     "DistributedDataParallel DataParallel FullyShardedDataParallel FSDP compile convert_sync_batchnorm "
     "convert_syncbn_model DDP prepare_model ScaleModel fully_shard parallelize_module prepare_qat"
 )
+_CURVES = word_set("cos sin tan tanh exp log log2 log10 pow sqrt")
 _DRIVERS = ("Accelerator", "Fabric", "GradScaler")
 _MODELS = ("torchvision.models", "timm.create_model", "timm.models.", "timm.layers.", "segmentation_models_pytorch")
 _NO_MODULES = (
@@ -140,7 +145,16 @@ class Machine(Linking):
             return args[0] if args else keywords.get("model", keywords.get("module"))
         if top == "torch" or path.startswith(_MODELS):
             return self.torch_call(path, last, args, keywords, span)
+        if top in ("math", "numpy") and last in _CURVES and (value := self.computed(last, args, span)) is not None:
+            return value
         return self.foreign_call(path, last, args, keywords, expr, frame)
+
+    def computed(self, name: str, args: list[Value], span: Span) -> Value:
+        """A function of `math` of numbers; None where one is not known or has no such value."""
+        try:
+            return self.derived(getattr(math, name)(*(float(numeric(one)) for one in args)), span, *args)
+        except (TypeError, ValueError, OverflowError):
+            return None
 
     def known_loss(self, path: str, default: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         literal: dict[str, object] = {
@@ -360,7 +374,7 @@ class Machine(Linking):
             self.note_layer(span, owner)
         init = self.member(cls, "__init__")
         if type(init) is Closure:
-            bound = Closure(init.function, init.scope, made, owner_class=init.owner_class, defaults=init.defaults)
+            bound = init.bind(made)
             with suppress(PyRaise):
                 self.invoke(bound, args, keywords, span)
         else:
@@ -368,6 +382,9 @@ class Machine(Linking):
             for name, value in zip(fields, args, strict=False):
                 made.attrs[name] = value
             made.attrs.update(keywords)
+        path = scheduler_base(cls)
+        if path:
+            return self.derived_scheduler(made, path, made.attrs.get("<base>", (args, keywords)), span)
         return made
 
 

@@ -1,4 +1,4 @@
-"""Backward calls, zeroing, optimizers and schedulers: what the events of a window are."""
+"""Backward calls, zeroing and optimizers: what the events of a window are."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from acclint.knowledge import names, optimizers
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
-from acclint.simulate.losses import Losses, doubts
+from acclint.simulate.losses import doubts
+from acclint.simulate.schedules import Schedules
 from acclint.simulate.trace import Backward
-from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, PyRaise, Tensor, Value, numeric
+from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, Tensor, Value
 from acclint.simulate.vocabulary import HANDLES_GRADIENTS, ZEROING
 from acclint.simulate.world import Restart
 
-_TELLING = 1000  # unknown numbers from here up are unlike any other number of a run
 _OPTIMIZER_BASES = ("torch.optim.Optimizer", "torch.optim.optimizer.Optimizer")
 # What an optimizer class may have besides step(), and step() may not do, to be one like torch's own.
 _OWN_METHODS = frozenset(("step", "state_dict", "load_state_dict", "add_param_group", "get_lr"))
@@ -21,7 +21,7 @@ _MORE_THAN_UPDATES = frozenset(("step", "backward", "zero_")) | ZEROING
 _BEFORE_STEP, _AFTER_STEP = "register_step_pre_hook", "register_step_post_hook"
 
 
-class Updates(Losses):
+class Updates(Schedules):
     """What reads and writes gradients by the usual calls."""
 
     def backward(self, value: Value, span: Span, factor: Any = 1, sure: bool = True, via: str = "") -> None:
@@ -101,15 +101,6 @@ class Updates(Losses):
         if gate is not None and gate.engine:
             self.zero(NOBODY, span, "step", optimizer)
 
-    def gate_of(self, prepared: v.Optimizer | v.Scheduler) -> v.Accelerator | None:
-        """The accelerator whose window gates an optimizer or scheduler.
-
-        What is handed in together with an accelerator that accumulates was prepared by it, unless the file prepares.
-        """
-        lent = self.lent
-        handed_in = lent is not None and lent.entered and not lent.prepares and prepared.kind == "unknown"
-        return lent if handed_in and prepared.gate is None else prepared.gate
-
     @staticmethod
     def is_computed(value: Value) -> bool:
         """Whether a value was computed from data or by a model: a loss, and no closure."""
@@ -119,13 +110,6 @@ class Updates(Losses):
         """The hooks that the file has registered around the step of an optimizer."""
         for hook in optimizer.attrs.get(name, ()):
             self.call_value(hook, [optimizer, (), {}], span)
-
-    def schedule(self, scheduler: v.Scheduler, args: list[Value], span: Span, absolute: bool = False) -> None:
-        gate = self.gate_of(scheduler)
-        if gate is not None and not gate.sync:
-            return
-        metric = bool(args) and type(args[0]) in (Tensor, Opaque)
-        self.event("schedule", span, scheduler=scheduler, absolute=absolute and not metric, metric=metric)
 
     def as_optimizer(self, value: Opaque, span: Span = NOWHERE) -> v.Optimizer:
         kept = value.attrs.get("<optimizer>")
@@ -147,14 +131,6 @@ class Updates(Losses):
             value.owners = frozenset((self.owner_of(receiver),))
         if value.owners:
             self.as_optimizer(value)
-
-    def as_scheduler(self, value: Opaque, span: Span = NOWHERE) -> v.Scheduler:
-        kept = value.attrs.get("<scheduler>")
-        if kept is None:
-            kept = v.Scheduler(len(self.run.schedulers), value.name, "unknown", "unknown", span)
-            value.attrs["<scheduler>"] = kept
-            self.run.schedulers.append(kept)
-        return kept
 
     def make_optimizer(
         self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span
@@ -202,95 +178,6 @@ class Updates(Losses):
         made = self.make_optimizer(f"{_OPTIMIZER_BASES[0]}: {cls.name}", optimizers.OTHER, args, keywords, span)
         made.known = False
         return made
-
-    def own_schedule(self, optimizer: v.Optimizer, length: Value, span: Span) -> None:
-        """Note the schedule that an optimizer has of its own, of so many updates."""
-        length = self.as_number(length)
-        if numeric(length) is None or numeric(length) <= 0:
-            return
-        own = v.Scheduler(len(self.run.schedulers), "<scheduler>", optimizer.kind, "update", span)
-        own.attrs["<counts>"], own.attrs["<args>"] = {"total_steps": length}, ([], {})
-        own.optimizer = optimizer
-        self.run.schedulers.append(own)
-        optimizer.attrs["<schedule>"] = own
-
-    def make_scheduler(self, path: str, kind: Any, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
-        said = args[0] if args else keywords.get("name")
-        if path.endswith(".get_scheduler") and said in ("constant", "constant_with_warmup"):
-            path = "transformers.get_constant_schedule"
-        made = v.Scheduler(len(self.run.schedulers), "<scheduler>", path, kind.cadence, span)
-        values: dict[str, Value] = {}
-        for count in kind.counts:
-            if count.name in keywords:
-                values[count.name] = keywords[count.name]
-            elif count.position is not None and count.position < len(args):
-                values[count.name] = args[count.position]
-        if "steps_per_epoch" in values and "epochs" in values:
-            values = {name: one if (n := self.as_number(one)) is None else n for name, one in values.items()}
-        made.attrs["<counts>"] = values
-        given = args[kind.optimizer_position] if len(args) > kind.optimizer_position else keywords.get("optimizer")
-        if type(given) is Opaque and not given.graph:
-            given = self.as_optimizer(given)
-        made.optimizer = given if type(given) is v.Optimizer else None
-        made.attrs["<args>"] = (list(args), dict(keywords))
-        if path.endswith(".LambdaLR"):
-            factor = args[1] if len(args) > 1 else keywords.get("lr_lambda")
-            factor = factor[0] if isinstance(factor, list) and factor else factor
-            made.horizon = self.named(self.zero_of(factor, span)) if type(factor) is Closure else None
-        if path.endswith(".SequentialLR"):
-            parts = args[1] if len(args) > 1 else keywords.get("schedulers")
-            made.horizon = self.end_of_parts(parts, values.get("milestones"), span)
-        self.run.schedulers.append(made)
-        return made
-
-    def end_of_parts(self, parts: Value, milestones: Value, span: Span) -> Value:
-        """Where schedules behind each other end: that of the last one behind the last milestone; None if unknown."""
-        if not (isinstance(parts, list) and parts and isinstance(milestones, (list, tuple)) and milestones):
-            return None
-        counts = parts[-1].attrs.get("<counts>", {}) if type(parts[-1]) is v.Scheduler else {}
-        begin, length = (
-            self.as_number(one) for one in (milestones[-1], counts.get("T_max", counts.get("total_iters")))
-        )
-        return (
-            None
-            if begin is None or length is None
-            else self.derived(numeric(begin) + numeric(length), span, begin, length)
-        )
-
-    def settle_schedules(self) -> None:
-        """Lengths of schedules that nobody had used as a number when they were given: the run knows them by now."""
-        for made in self.run.schedulers:
-            counts = made.attrs.get("<counts>", {})
-            unknown = {name: one.key for name, one in counts.items() if type(one) is Opaque}
-            counts.update({name: self.numbers[key] for name, key in unknown.items() if key in self.numbers})
-
-    def named(self, number: int | None) -> Value:
-        """A number with the name of the large unknown one that it equals; else as it is."""
-        roots = {key for key, one in self.run.numbers.items() if number is not None and one == number >= _TELLING}
-        return v.Num(number, frozenset(roots)) if number is not None and len(roots) == 1 else number
-
-    def zero_of(self, function: Closure, span: Span) -> int | None:
-        """The first step at which a schedule's factor is down to 0 (and stays there), None if it never is."""
-        self.deciding = False
-        try:
-
-            def ended(step: int) -> bool:
-                value = numeric(self.call_value(function, [step], span))
-                if value is None:
-                    raise PyRaise("unknown")
-                return bool(value <= 1e-9)
-
-            low, high = 0, 1 << 17
-            if not ended(high) or ended(1):
-                return None
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (low, middle) if ended(middle) else (middle, high)
-            return high
-        except PyRaise:
-            return None
-        finally:
-            self.deciding = True
 
     def param_groups(self, optimizer: v.Optimizer) -> Value:
         parts = optimizer.parts

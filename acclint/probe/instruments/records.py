@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from acclint.knowledge.schedulers import end_of_decay
 from acclint.probe.instruments.nodes import number
 
 if TYPE_CHECKING:
     from acclint.probe.instruments.terms import Probe
 
-_HORIZONS = ("total_steps", "T_max", "num_training_steps", "total_iters", "max_steps", "max_iters", "max_iter")
+_HORIZONS = (
+    "total_steps",
+    "T_max",
+    "num_training_steps",
+    "t_total",
+    "total_iters",
+    "max_steps",
+    "max_iters",
+    "max_iter",
+)
 
 
 class Call:
@@ -81,7 +93,7 @@ def scheduler_result(record: Scheduler) -> dict[str, Any]:
         "name": type(scheduler).__name__,
         "optimizer": record.optimizer,
         "line": record.line,
-        "horizon": _horizon(sizes, found),
+        "horizon": _horizon(sizes, found) or _end_of(scheduler),
         "sizes": sizes,
         "initial_lr": record.initial_lr,
         "lrs": record.lrs,
@@ -97,6 +109,27 @@ def _horizon(sizes: dict[str, Any], found: dict[str, Any]) -> int | None:
         end = next((last[name] for name in _HORIZONS if isinstance(last.get(name), int)), None)
         return None if end is None else int(milestones[-1]) + int(end)
     return next((sizes[name] for name in _HORIZONS if name in sizes), None)
+
+
+def _end_of(scheduler: Any) -> int | None:
+    """The steps after which a schedule is over that a function of the script makes, by its values."""
+    functions, own = getattr(scheduler, "lr_lambdas", None), not type(scheduler).__module__.startswith("torch.")
+    if not functions and not own:
+        return None
+    probed = copy(scheduler)
+
+    def factor(step: int) -> Any:
+        if functions:
+            value = functions[0](step)
+        else:
+            probed.last_epoch = step
+            value = probed.get_lr()[0] / probed.base_lrs[0]
+        return None if isinstance(value, complex) else value
+
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return end_of_decay(factor)
+    return None
 
 
 def rate_of(scheduler: Any) -> float | None:
