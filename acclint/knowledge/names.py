@@ -505,7 +505,8 @@ def is_scaler_name(name: str) -> bool:
 
 _LOSS = _set("loss losses")
 _NOT_LOSS = _set(
-    "fn func function functions name names type types weight weights coef coeff lambda scale scaler log logger logs "
+    "fn func function functions name names type types weight weights coef coeff lambda scale scaler scaling factor "
+    "factors multiplier ratio log logger logs "
     "meter meters avg average running history hist best val valid validation eval test epoch total sum mean list "
     "dict key keys module cls class dir path plot file ema prev last cum cumulative tracker"
 )
@@ -530,6 +531,12 @@ def is_loss_name(name: str) -> bool:
     if parts[0] == "err" and len(parts) <= 2 and (len(parts) == 1 or parts[1] in ("d", "g")):
         return True  # errD, errG: GANs
     return bool(known & _LOSS) and not known & _NOT_LOSS
+
+
+@lru_cache(maxsize=8192)
+def is_criterion_name(name: str) -> bool:
+    """Whether an object is a loss function, by its name."""
+    return bool(_LOSS.union(("criterion", "criteria", "objective")).intersection(words(name)))
 
 
 _INTERVAL_HEAD = _set(

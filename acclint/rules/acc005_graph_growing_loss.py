@@ -136,14 +136,14 @@ def _judge(run: Run, sent: set[tuple[Span, ...]]) -> list[Report]:
             by_place.setdefault(event.span, []).append(event)
     found: list[Report] = []
     told: set[Term] = set()
-    for span, events in by_place.items():
+    for events in by_place.values():
         event, group = _largest(events)
         if told.issuperset(group):
             continue  # The same sum under another name.
         site = group[0].site
         if site in sent and not any(term.sent for term in run.terms if term.site == site):
             continue  # Only a flipped condition keeps backward from being called on them.
-        report = _report(run, span, event, group)
+        report = _report(run, events, event, group)
         if report is not None:
             found.append(report)
             told.update(*(one.data["terms"] for one in events))
@@ -245,11 +245,13 @@ def _behind(backward: Backward, kept: Event, loop: Loop) -> bool:
     return backward.event.number > kept.number and loop.span not in [one.span for one, _ in backward.event.loops]
 
 
-def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | None:
-    site = group[0].site
+def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> Report | None:
+    """What to say of all `events` of a place, of which `event` keeps the most."""
+    span, site = event.span, group[0].site
     loop = _turning(group)
     if loop is None:
         return None
+    added = sum(any(one.entry == loop.entry for one, _ in other.loops) for other in events)
     # A sum that starts anew within the loop holds a few graphs at most.
     bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
     if bounded and event.data["size"] < FEW:
@@ -284,7 +286,7 @@ def _report(run: Run, span: Span, event: Event, group: list[Term]) -> Report | N
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]
-    if sent and (event.data["size"] < loop.turns or _of_one_window(outer, group, alike)):
+    if sent and (event.data["size"] < min(loop.turns, added) or _of_one_window(outer, group, alike)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
+from acclint.knowledge import names
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule, Zero
 from acclint.rules.windows import View, held, owner_phrase, same_turn, views
@@ -105,8 +106,10 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             continue
         if len(stale) < 0.5 * (len(view.closed) - 1):
             continue
-        if view.lane.parts_unknown and id(view.lane.optimizer) in zeroed:
-            continue  # Those that it may hold are zeroed.
+        if id(view.lane.optimizer) in zeroed and (
+            view.lane.parts_unknown or names.is_criterion_name(view.lane.owner.name)
+        ):
+            continue  # Those that it may hold are zeroed; a loss function rarely has any.
         zeros = [event for window in view.windows for event in window.zeros]
         inner = [event for event in zeros if any(loop.span == _update_loop(view) for loop, _ in event.loops)]
         if inner:

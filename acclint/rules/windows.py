@@ -232,11 +232,12 @@ class View:
             found = self.texts.text(micro.span)
             if found.startswith("range(") and found.endswith(")") and found.count(",") < 2:
                 return found[6:-1]
-        for name, value in self.run.k_names.items():
-            if value != self.k and gate is None:
+        tested = gate.roots if gate is not None else ()
+        for name in sorted(self.run.k_names, key=lambda name: name not in tested):
+            if self.run.k_names[name] != self.k and gate is None:
                 continue  # A loop over something else that is as long as it happens to be.
             head, _, rest = name.partition(".")
-            if head == "__init__":
+            if head == "__init__" or "@" in head:
                 return f"self.{rest}"  # An argument that the object keeps, as is the custom under its name.
             if ":" in name:
                 return name.rpartition(":")[2].partition(".")[2]  # An object without a name, by its place.
@@ -366,14 +367,15 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
 
     A report that only a flipped condition brings names the condition and is medium at most, a step less sure where it
     takes more for granted. It is of low confidence where the condition is a choice of what to do, not of how to compute
-    it: the author may not have meant the two to go together, and half of such reports were wrong.
+    it: the author may not have meant the two to go together, and half of such reports were wrong. The same is true of
+    one that a flipped condition takes away though the loop trains as before: nobody knows which side is meant.
     """
     seen: set[Span] = set()
     alike = False  # whether the same mistake is on the base path, too
+    told = {path.flipped: judge(path.first) for path in analysis.paths if not (path.flipped and path.first.stopped)}
     for path in analysis.paths:
-        if path.flipped and path.first.stopped:
-            continue  # A run that was broken off says little about another choice.
-        first = {report.span: report for report in judge(path.first) if report.span not in seen}
+        # A run that was broken off says little about another choice.
+        first = {report.span: report for report in told.get(path.flipped, ()) if report.span not in seen}
         if not first or path.second is None:
             continue
         again = {report.span: report for report in judge(path.second)}
@@ -387,14 +389,50 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
                 level = (
                     ORDER[max(level.rank - 1, 0)] if len(report.assumptions) > 1 else weaker(level, Confidence.MEDIUM)
                 )
-                place = path.first.conditions.get(path.flipped)
-                told = (analysis.text(place.text_span) if place is not None else "") or path.flipped
-                if not alike and not is_way_of_computing(told):
+                report, computing = _depending(analysis, report, path.first, path.flipped)
+                if not alike and not computing:
                     level = Confidence.LOW
-                note = (f"only where `{told}` is {'true' if place and place.value else 'false'}", None)
-                report = replace(report, assumptions=(*report.assumptions, note))
+            else:
+                for key in _decisive(report, path.first, analysis, told):
+                    report, computing = _depending(analysis, report, path.first, key)
+                    level = weaker(level, Confidence.MEDIUM if computing else Confidence.LOW)
             alike |= not path.flipped
             yield replace(report, confidence=level)
+
+
+def _depending(analysis: Analysis, report: Report, run: Run, key: str) -> tuple[Report, bool]:
+    """The report with a note of the side of a condition that it is true on; whether that is a way of computing."""
+    condition = run.conditions.get(key)
+    said = (analysis.text(condition.text_span) if condition is not None else "") or key
+    note = (f"only where `{said}` is {'true' if condition and condition.value else 'false'}", None)
+    return replace(report, assumptions=(*report.assumptions, note)), is_way_of_computing(said)
+
+
+def _decisive(report: Report, run: Run, analysis: Analysis, told: dict[str, list[Report]]) -> list[str]:
+    """The conditions that take a report of the base path away when they are flipped, though the loop trains as before.
+
+    That a condition decides whether the place of the report, or one beside it, is come to at all is another matter.
+    """
+    places = {report.span, *(span for _, span in report.notes)}
+    guards = {guard for event in run.events if event.span in places for guard in event.guards}
+    found = []
+    for path in analysis.paths:
+        condition = run.conditions.get(path.flipped)
+        if condition is None or told.get(path.flipped, True) or not _trains_alike(run, path.first):
+            continue
+        if condition.divides:
+            continue  # The mistake stands on one side itself.
+        if not any(guard.key == path.flipped or guard.span == condition.text_span for guard in guards):
+            found.append(path.flipped)
+    return found
+
+
+def _trains_alike(run: Run, other: Run) -> bool:
+    """Whether the same calls make the gradients and use them."""
+    return all(
+        {event.span for event in run.of(kind)} == {event.span for event in other.of(kind)}
+        for kind in ("backward", "update")
+    )
 
 
 def scale_severity(view: View) -> Severity:

@@ -17,7 +17,10 @@ from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor
 from acclint.simulate.vocabulary import word_set
 from acclint.simulate.world import Restart
 
-_RESUMING = re.compile(r"resum|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|is_sweep|environ|TEST")
+_RESUMING = re.compile(
+    r"resum|continu|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|is_sweep|environ|TEST"
+)
+_STOPPING = re.compile(r"stop|abort|suspend|terminat|interrupt|preempt", re.IGNORECASE)
 MAX_AVOIDED = 4  # answers that are given up because they led to an error
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
@@ -177,7 +180,8 @@ class Conditions(Methods):
         self, value: Num, test: p.Expr, guard: Guard | None, desired: Callable[[], bool], stmt: p.If
     ) -> bool:
         """A comparison with an unknown size: its outcome in this run says nothing, unless the size is the window's."""
-        for outcome, block in ((True, stmt.body), (False, stmt.orelse)):
+        branches = ((True, stmt.body), (False, stmt.orelse))
+        for outcome, block in branches:
             if bool(value.v) is outcome and block and isinstance(block[-1], p.Raise):
                 return not outcome  # The numbers of a run that works are not those that it refuses.
         if any(value.roots == loop.bounds for loop in self.loops):
@@ -185,6 +189,11 @@ class Conditions(Methods):
         roles = {self.role_of_root(root) for root in value.roots}
         if not roles <= {"", "limit", "batch", "interval", "world"}:
             return bool(value.v)
+        loop = self.loops[-1] if self.loops else None
+        if loop is not None and loop.level != "quiet" and loop.span not in self.detours and not self.run.backwards:
+            for outcome, block in branches:
+                if block and isinstance(block[-1], (p.Break, p.Continue)):
+                    return not outcome  # Nor those that it stops at before it has trained.
         scanner = self.scanner
         steps = "step" in scanner.reach(stmt.body) or "step" in scanner.reach(stmt.orelse)
         if steps and not scanner.has_backward(stmt.body) and not scanner.has_backward(stmt.orelse):
@@ -227,18 +236,21 @@ class Conditions(Methods):
     def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
         known = self.run.conditions.get(key)
         self.asked += 1
-        matters = False
+        matters = divides = False
         if stmt is not None and isinstance(stmt, p.If):
             body, orelse = self.scanner.has_events(stmt.body), self.scanner.has_events(stmt.orelse)
-            matters = (body and orelse) or (bool(self.loops) and (body or orelse))
-            matters |= bool(self.loops and stmt.body and stmt.orelse) and self._divides_one(stmt)
+            divides = bool(self.loops and stmt.body and stmt.orelse) and self._divides_one(stmt)
+            matters = (body and orelse) or (bool(self.loops) and (body or orelse)) or divides
         if known is not None:
             known.matters |= matters
+            known.divides |= divides
             return known.value
         chosen = self.choices.get(key, self.world.avoiding.get(key))
+        if chosen is None and stmt is None and "resume" in key.lower():
+            chosen = "None" in key  # `resume = args.resume is not None`: a training begins.
         if chosen is None:
             chosen = desired()
-        self.run.conditions[key] = Condition(key, span, chosen, matters)
+        self.run.conditions[key] = Condition(key, span, chosen, matters, divides)
         return chosen
 
     def give_up(self, span: Span) -> None:
@@ -288,15 +300,19 @@ class Conditions(Methods):
             return False
         if else_events and "step" in scanner.reach(stmt.orelse) and "step" not in scanner.reach(stmt.body):
             return False  # `if overflow: optimizer.zero_grad() else: optimizer.step()`
+        key, negated = plain_test(stmt.test)
+        if stmt.orelse and _RESUMING.search(key) and not {"backward", "step"} & (
+            scanner.reach(stmt.body) | scanner.reach(stmt.orelse)
+        ):
+            return negated  # A training begins, it goes on from nothing.
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
-            key, negated = plain_test(stmt.test)
             known = self.world.updating.get(key)
             if known is not None:
                 return known != negated
         if not body_events and not stmt.orelse:
             said = text(stmt.test)
-            return not _RESUMING.search(said) and not names.is_trial(said)
+            return negated if names.is_trial(key) else not (_RESUMING.search(said) or _STOPPING.search(said))
         return True
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
@@ -379,12 +395,18 @@ def bare(test: p.Expr) -> p.Expr:
             return test
 
 
+def exits(stmt: p.Stmt) -> bool:
+    """Whether a statement ends the program."""
+    called = stmt.value if isinstance(stmt, p.Do) else None
+    return isinstance(called, p.Call) and text(called.func) in ("sys.exit", "exit", "quit", "os._exit")
+
+
 def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:
     if not body:
         return False
     last = body[-1]
     if isinstance(last, (p.Break, p.Continue, p.Return, p.Raise)):
         return True
-    if isinstance(last, p.Do) and isinstance(last.value, p.Call):
-        return text(last.value.func) in ("sys.exit", "exit", "quit")
+    if exits(last):
+        return True
     return isinstance(last, p.If) and bool(last.orelse) and ends_in_jump(last.body) and ends_in_jump(last.orelse)

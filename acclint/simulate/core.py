@@ -331,8 +331,8 @@ class Core:
         jumps = self.scanner.scan(stmt.body).jumps
         if "step" not in inside and "zero_grad" not in inside and not jumps:
             return
-        if jumps and not self.loops:
-            return
+        if (jumps and not self.loops) or isinstance(stmt.body[-1], p.Break):
+            return  # So many micro-batches are a pass.
         self.learn_k(modulus[0], modulus[1], in_test=True)
 
     # Defined by the layers above.

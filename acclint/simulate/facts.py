@@ -99,6 +99,10 @@ def describe(analysis: Analysis, scanner: Scanner) -> tuple[LoopFacts, ...]:
         # A loop that only the other side of a condition comes to is told of as it is there.
         found = {**_seen(path.first), **found}
         touched |= {loop.span for backward in path.first.backwards for loop, _ in backward.event.loops}
+        for event in path.first.of("engine"):
+            if event.data.get("known") and event.loops and not file_of(event.loops[-1][0].span):
+                # DeepSpeed's engine divides, steps and zeroes by itself.
+                found.setdefault(event.loops[-1][0].span, LoopFacts(event.loops[-1][0].span, "plain"))
     functions = [one for group in (*scanner.functions.values(), *scanner.methods.values()) for one in group]
     for body in (*(function.body for function in functions), analysis.program.body):
         for loop in scanner.scan(body).loops:

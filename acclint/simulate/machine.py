@@ -45,6 +45,11 @@ _PASS_THROUGH = word_set(
     "convert_syncbn_model DDP prepare_model ScaleModel fully_shard parallelize_module prepare_qat"
 )
 _CURVES = word_set("cos sin tan tanh exp log log2 log10 pow sqrt")
+# What is called for its result: a method of that name that does nothing is there for others to say what it does.
+_RESULTS = word_set(
+    "forward process preprocess compute calculate calc get loss predict encode embed score build make create load "
+    "sample"
+)
 _DRIVERS = ("Accelerator", "Fabric", "GradScaler")
 _MODELS = ("torchvision.models", "timm.create_model", "timm.models.", "timm.layers.", "segmentation_models_pytorch")
 _NO_MODULES = (
@@ -393,11 +398,12 @@ def _call_at(span: Span) -> p.Call:
 
 
 def is_abstract(function: p.Function) -> bool:
-    """Whether a function does nothing but raise an error."""
-    last = function.body[-1] if function.body else None
-    return isinstance(last, p.Raise) and all(
-        isinstance(one, p.Do) and isinstance(one.value, p.Const) for one in function.body[:-1]
-    )
+    """Whether a function does nothing but raise an error, or nothing though it is called for a result."""
+    *before, last = function.body or (None,)
+    if not all(isinstance(one, p.Do) and isinstance(one.value, p.Const) for one in before):
+        return False
+    nothing = last is None or (isinstance(last, p.Do) and isinstance(last.value, p.Const))
+    return isinstance(last, p.Raise) or (nothing and not _RESULTS.isdisjoint(names.words(function.name)))
 
 
 def _text_of(value: Value) -> str:

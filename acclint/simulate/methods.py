@@ -64,7 +64,7 @@ class Methods(Unknown):
             return self.opaque(f"fabric.{name}()", name)
         if kind is v.Engine:
             if name in ("backward", "step", "zero_grad"):
-                self.event("engine", span, name=owner.name)
+                self.event("engine", span, name=owner.name, known=True)
                 return None
             if name in ("parameters", "named_parameters"):
                 return ParamSet(frozenset((owner.owner,)), name.startswith("named"))

@@ -94,6 +94,7 @@ class Schedules(Losses):
             parts = args[1] if len(args) > 1 else keywords.get("schedulers")
             made.horizon = self.end_of_parts(parts, values.get("milestones"), span)
         self.run.schedulers.append(made)
+        self.note_site(span)
         return made
 
     def derived_scheduler(

@@ -10,7 +10,7 @@ from acclint import program as p
 from acclint.knowledge.frameworks import is_module_base
 from acclint.program import Span
 from acclint.simulate import values as v
-from acclint.simulate.conditions import ends_in_jump
+from acclint.simulate.conditions import ends_in_jump, exits
 from acclint.simulate.core import Frame, top_of
 from acclint.simulate.expressions import Expressions
 from acclint.simulate.iteration import LIST_TURNS, QUIET_TURNS
@@ -463,11 +463,12 @@ class Statements(Expressions):
 
     def _handled(self, stmt: p.Try, frame: Frame) -> str | None:
         """The body of a `try`, during which an exception has somebody to go to."""
-        self.handlers += bool(stmt.handlers)
+        handled = any(not _gives_up(body) for _, _, body in stmt.handlers)
+        self.handlers += handled
         try:
             return self.block(stmt.body, frame)
         finally:
-            self.handlers -= bool(stmt.handlers)
+            self.handlers -= handled
 
     def do_match(self, stmt: p.Match, frame: Frame) -> str | None:
         subject = self.eval(stmt.subject, frame)
@@ -608,6 +609,11 @@ def _feeds(body: tuple[p.Stmt, ...]) -> bool:
         isinstance(getattr(one, "value", None), p.Yield) or any(map(_feeds, bodies(one)))  # also `x = yield y`
         for one in body
     )
+
+
+def _gives_up(body: tuple[p.Stmt, ...]) -> bool:
+    """Whether an exception ends the program here, too: `except Exception: log(); sys.exit(1)`."""
+    return bool(body) and (isinstance(body[-1], p.Raise) or exits(body[-1]))
 
 
 def _catches(kind: p.Expr | None, name: str) -> bool:

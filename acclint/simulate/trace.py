@@ -131,12 +131,16 @@ class Lane:
 
 @dataclass(eq=False, slots=True)
 class Condition:
-    """A condition the text does not decide. `matters` says whether a branch holds events."""
+    """A condition the text does not decide. `matters` says whether a branch holds events.
+
+    `divides`: one of its branches divides by the accumulation steps, and the other does not.
+    """
 
     key: str
     text_span: Span
     value: bool
     matters: bool
+    divides: bool = False
 
 
 # Numbers from here down are rows taken by their index: data of their own only where every row is told apart.

@@ -52,9 +52,10 @@ class Updates(Schedules):
         if owners and only is not None and not any(owner.overlaps(part) for owner in owners for part in parts):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
             reached = parts
-            if only.guessed and len(owners) == 1:
-                # Whoever zeroes that module zeroes these; of several (a critic, a teacher) nobody knows whose they are.
-                self.wild.update(dict.fromkeys(owners, only))
+            models = [owner for owner in owners if not names.is_criterion_name(owner.name)]
+            if only.guessed and len(models) == 1:
+                # Whoever zeroes that module zeroes these. Of several (a critic, a teacher) nobody knows whose they are.
+                self.wild[models[0]] = only
         sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and _known_scale(loss), loss.divisors, self.replaying > 0)

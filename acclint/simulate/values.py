@@ -308,7 +308,7 @@ class Optimizer:
         self.parts = parts
         self.span = span
         self.known = known
-        self.guessed = False
+        self.guessed = not known
         self.invariant = False
         self.plain_sgd = False
         self.replays = False
