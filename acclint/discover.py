@@ -148,10 +148,11 @@ def _walk(top: Path, finder: Finder, errors: list[str]) -> Iterator[Path]:
     def failed(error: OSError) -> None:
         errors.append(f"{shown(Path(error.filename))}: {reason(error)}")
 
+    # Path.exists() raises where nothing may be seen; a folder that cannot be read is told when the walk comes to it.
     # Links to folders are not followed, so a loop of links cannot catch the walk.
     for folder, folders, files in os.walk(top, onerror=failed):
         here = Path(folder)
-        if here != top and (here / ".git").exists():
+        if here != top and os.path.exists(here / ".git"):
             ignored |= _ignored_by_git(here)
         settings = finder.find(here)
         folders[:] = sorted(
@@ -159,11 +160,11 @@ def _walk(top: Path, finder: Finder, errors: list[str]) -> Iterator[Path]:
             for name in folders
             if here / name not in ignored
             and not _excluded(here / name, settings)
-            and not (here / name / "pyvenv.cfg").exists()
+            and not os.path.exists(here / name / "pyvenv.cfg")
         )
         for name in sorted(files):
             path = here / name
-            if path.suffix in SUFFIXES and path not in ignored and not _excluded(path, settings) and path.is_file():
+            if path.suffix in SUFFIXES and path not in ignored and not _excluded(path, settings) and os.path.isfile(path):
                 yield path
 
 
