@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,11 +148,10 @@ def _walk(top: Path, finder: Finder, errors: list[str]) -> Iterator[Path]:
     def failed(error: OSError) -> None:
         errors.append(f"{shown(Path(error.filename))}: {reason(error)}")
 
-    # Path.exists() raises where nothing may be seen; a folder that cannot be read is told when the walk comes to it.
     # Links to folders are not followed, so a loop of links cannot catch the walk.
     for folder, folders, files in os.walk(top, onerror=failed):
         here = Path(folder)
-        if here != top and os.path.exists(here / ".git"):
+        if here != top and _holds((here / ".git").exists):
             ignored |= _ignored_by_git(here)
         settings = finder.find(here)
         folders[:] = sorted(
@@ -160,12 +159,25 @@ def _walk(top: Path, finder: Finder, errors: list[str]) -> Iterator[Path]:
             for name in folders
             if here / name not in ignored
             and not _excluded(here / name, settings)
-            and not os.path.exists(here / name / "pyvenv.cfg")
+            and not _holds((here / name / "pyvenv.cfg").exists)
         )
         for name in sorted(files):
             path = here / name
-            if path.suffix in SUFFIXES and path not in ignored and not _excluded(path, settings) and os.path.isfile(path):
+            if (
+                path.suffix in SUFFIXES
+                and path not in ignored
+                and not _excluded(path, settings)
+                and _holds(path.is_file)
+            ):
                 yield path
+
+
+def _holds(question: Callable[[], bool]) -> bool:
+    """The answer about a path; False where nothing may be seen, which is told when the walk comes to it."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _ignored_by_git(top: Path) -> set[Path]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from acclint.findings import Finding, LoopReport
 from acclint.probe import Measurement, Term
 from acclint.probe.windows import Window, bands, usual_size, windows
+from acclint.simulate.facts import thrown_away
 
 TOLERANCE = 1e-2  # relative, of a cell; real factors are 2 and more
 
@@ -103,8 +104,9 @@ def relative_row(window: Window, size: int, *, by_element: bool = False) -> tupl
     elements = _elements_of_a_mean(window) if by_element else 0.0
     # Several places are branches for one loss, or several losses of each micro-batch.
     for calls in (window.fresh, window.main) if window.fresh and window.means else ():
-        if abs(sum(map(window.weight, calls)) - 1) <= bands(window.measured.precision)[0]:
-            size = len(calls)
+        weights = [window.weight(call) for call in calls]
+        if abs(sum(weights) - 1) <= bands(window.measured.precision)[0]:
+            size = len(calls) - thrown_away(weights, size)
             break
     row = []
     for call in sorted({*window.stale, *window.fresh}):

@@ -251,7 +251,12 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     loop = _turning(group)
     if loop is None:
         return None
-    added = sum(any(one.entry == loop.entry for one, _ in other.loops) for other in events)
+    sizes: dict[int, list[int]] = {}  # by the pass of the loop
+    for one in events:
+        for around, _ in one.loops:
+            if around.span == loop.span:
+                sizes.setdefault(around.entry, []).append(one.data["size"])
+    anew = any(later <= size for kept in sizes.values() for size, later in pairwise(kept))
     # A sum that starts anew within the loop holds a few graphs at most.
     bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
     if bounded and event.data["size"] < FEW:
@@ -286,7 +291,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]
-    if sent and (event.data["size"] < min(loop.turns, added) or _of_one_window(outer, group, alike)):
+    if sent and ((anew and event.data["size"] < loop.turns) or _of_one_window(outer, group, alike)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "

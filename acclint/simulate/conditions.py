@@ -301,8 +301,10 @@ class Conditions(Methods):
         if else_events and "step" in scanner.reach(stmt.orelse) and "step" not in scanner.reach(stmt.body):
             return False  # `if overflow: optimizer.zero_grad() else: optimizer.step()`
         key, negated = plain_test(stmt.test)
-        if stmt.orelse and _RESUMING.search(key) and not {"backward", "step"} & (
-            scanner.reach(stmt.body) | scanner.reach(stmt.orelse)
+        if (
+            stmt.orelse
+            and _RESUMING.search(key)
+            and not {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
         ):
             return negated  # A training begins, it goes on from nothing.
         if not body_events:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from acclint.program import Span, file_of
@@ -139,15 +138,26 @@ def right_size(run: Run, window: Window, size: int) -> int:
     A shorter or longer window may be divided by its own: then its weights sum up to 1.
     """
     weights: dict[tuple[Span, ...], list[float]] = {}
+    whole: list[float] = []
     for number in window.seen:
         call = run.backwards[number]
         weight = max((abs(float(weight)) for _, weight in call.terms), default=1.0)
-        weights.setdefault(call.site, []).append(weight * float(window.row.get(number, 0)))
+        whole.append(weight * float(window.row.get(number, 0)))
+        weights.setdefault(call.site, []).append(whole[-1])
     # Several places are branches for one loss, or several losses of each micro-batch.
-    for group in (list(chain(*weights.values())), *weights.values()):
+    for group in (whole, *weights.values()):
         if abs(sum(group) - 1) < 1e-6:
-            return len(group)
+            return len(group) - thrown_away(group, size)
     return max(size, 1)
+
+
+def thrown_away(weights: Sequence[float], size: int) -> int:
+    """How many backward calls at the beginning of a window of `size` were zeroed before it: what a pass has left over.
+
+    `weights` are those of all calls since the update before.
+    """
+    lost = next((at for at, weight in enumerate(weights) if weight), 0)
+    return min(lost, max(0, len(weights) - size))
 
 
 def _relative(run: Run, window: Window, size: int) -> tuple[float, ...]:
