@@ -132,3 +132,40 @@ def test_a_scheduler_class_that_steps_by_itself_is_not_taken_for_one_of_torch() 
     )
     text = LOOP.format(define=own, make="Linear(optimizer, 0, total)", total="len(loader) * args.epochs")
     assert not check_text(text, "train.py", SHOWN).findings
+
+
+# skrbnv/whisper-trainer, train.py; agiresearch/OpenP5, SingleRunner.py: a setting that only the schedule knows of.
+PLAIN = """\
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+
+def train(model, loader, args):
+    opt = torch.optim.AdamW(model.parameters(), lr=args.lr)
+    schedule = get_linear_schedule_with_warmup(opt, 100, {total})
+    for epoch in range(args.epochs):
+        for x, y in loader:
+            opt.zero_grad()
+            torch.nn.functional.mse_loss(model(x), y).backward()
+            opt.step()
+            schedule.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("total", "codes"),
+    [
+        ("len(loader) // args.gradient_accumulation_steps * args.epochs", {"ACC004"}),
+        ("math.ceil(len(loader) / args.gradient_accumulation_steps) * args.epochs", {"ACC004"}),
+        ("len(loader) * args.epochs", set()),
+        ("len(loader) // args.world_size * args.epochs", set()),
+        ("args.max_steps // args.gradient_accumulation_steps", set()),
+    ],
+)
+def test_a_schedule_for_windows_that_the_loop_does_not_have(total: str, codes: set[str]) -> None:
+    found = check_text("import math\n" + PLAIN.format(total=total), "train.py", SHOWN).findings
+    assert {one.code for one in found} == codes
+    wrapped = "from project import Engine\n" + PLAIN.format(total=total).replace(
+        "opt = torch.optim.AdamW", "opt = Engine"
+    )
+    assert not check_text(wrapped, "train.py", SHOWN).findings
