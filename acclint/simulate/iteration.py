@@ -119,8 +119,9 @@ class Iteration(Gradients):
         """Whether a value is data, or several, perhaps numbered: nothing that may be the last, or of so many."""
         if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is int:
             return self.is_plain_data(value[1])
-        if isinstance(value, (tuple, list)):
-            return bool(value) and all(map(self.is_plain_data, value))
+        if isinstance(value, (tuple, list, dict)):
+            parts = list(value.values() if isinstance(value, dict) else value)
+            return bool(parts) and all(map(self.is_plain_data, parts))
         return type(value) in (Opaque, Tensor) and not value.graph
 
     def more_of(self, value: Value) -> Value:
@@ -131,6 +132,8 @@ class Iteration(Gradients):
         def like(one: Value) -> Value:
             if isinstance(one, (tuple, list)):
                 return type(one)(map(like, one))
+            if isinstance(one, dict):
+                return {key: like(item) for key, item in one.items()}
             if type(one) is int:
                 return one + 1
             if type(one) is Opaque:
