@@ -75,6 +75,26 @@ def test_a_training_begins_at_its_beginning(before: str, each_epoch: str, each_b
     assert [code for code, _ in levels(text)] == ["ACC001"]
 
 
+# microsoft/voxelpose-pytorch, lib/core/function.py: what a branch gives must be there, whatever its test is called.
+def test_a_choice_of_data_is_made() -> None:
+    text = """\
+import torch
+
+
+def train(config, model, loader, opt):
+    for i, batch in enumerate(loader):
+        if "panoptic" in config.DATASET.TEST_DATASET:
+            loss = model(batch, mode=1)
+        elif "campus" in config.DATASET.TEST_DATASET:
+            loss = model(batch, mode=2)
+        torch.nn.functional.mse_loss(loss, batch.y).backward()
+        if (i + 1) % config.k == 0:
+            opt.step()
+            opt.zero_grad()
+"""
+    assert [code for code, _ in levels(text)] == ["ACC001"]
+
+
 # sebastian-hofstaetter/matchmaker, utils/input_pipeline.py: a raise within a `try` whose handler leaves the program.
 def test_an_exception_that_ends_the_program_has_nobody_to_go_to() -> None:
     text = """\

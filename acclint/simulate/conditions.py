@@ -17,10 +17,10 @@ from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor
 from acclint.simulate.vocabulary import word_set
 from acclint.simulate.world import Restart
 
-_RESUMING = re.compile(
-    r"resum|continu|checkpoint|ckpt|exists|isfile|isdir|restore|eval_only|test_only|is_sweep|environ|TEST"
-)
+_RESUMING = re.compile(r"resum|continu|checkpoint|ckpt|restore")
+_NOT_MEANT = re.compile(r"exists|isfile|isdir|eval_only|test_only|is_sweep|environ|TEST")
 _STOPPING = re.compile(r"stop|abort|suspend|terminat|interrupt|preempt", re.IGNORECASE)
+_AGAINST = (_RESUMING, _NOT_MEANT, _STOPPING)
 MAX_AVOIDED = 4  # answers that are given up because they led to an error
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
@@ -314,7 +314,7 @@ class Conditions(Methods):
                 return known != negated
         if not body_events and not stmt.orelse:
             said = text(stmt.test)
-            return negated if names.is_trial(key) else not (_RESUMING.search(said) or _STOPPING.search(said))
+            return negated if names.is_trial(key) else not any(one.search(said) for one in _AGAINST)
         return True
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
