@@ -305,3 +305,102 @@ def train(model, loader, args):
     assert (report.code, report.severity) == ("ACC005", Severity.WARNING)
     anew = text.replace("total += loss", "print(total)\n                total = 0.0\n            total += loss")
     assert all(one.severity is Severity.INFO for one in found(anew))
+
+
+# DIAGNijmegen/pathology-streaming-pipeline, torch_utils/trainer.py: what a pass has left over is not of this window.
+# chaitjo/graph-convnet-tsp, main.ipynb: a single update in another cell. megvii-model/SinglePathOneShot, train.py:
+# parts of a supernet that the loss does not reach.
+@pytest.mark.parametrize(
+    "text",
+    [
+        """\
+import torch
+
+
+class Trainer:
+    def __init__(self, net, args):
+        self.net, self.every = net, args.accumulate_batch
+        self.opt = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def epoch(self, data):
+        self.opt.zero_grad()
+        self.count = 0
+        for i in range(5):
+            x, y = next(data)
+            (torch.nn.functional.mse_loss(self.net(x), y) / self.every).backward()
+            self.count += 1
+            if self.count == self.every:
+                self.opt.step()
+                self.opt.zero_grad()
+                self.count = 0
+
+
+def main(net, data, args):
+    trainer = Trainer(net, args)
+    for _ in range(args.epochs):
+        trainer.epoch(data)
+""",
+        """\
+import torch
+
+
+def main(net, loader, config):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    x, y = next(iter(loader))
+    torch.nn.functional.mse_loss(net(x), y).backward()
+    opt.step()
+    opt.zero_grad()
+    for epoch in range(config.epochs):
+        for i, (x, y) in enumerate(loader):
+            (torch.nn.functional.mse_loss(net(x), y) / config.k).backward()
+            if (i + 1) % config.k == 0:
+                opt.step()
+                opt.zero_grad()
+""",
+        """\
+import torch
+
+
+def main(net, loader):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    for x, y in loader:
+        opt.zero_grad()
+        torch.nn.functional.mse_loss(net(x), y).backward()
+        for p in net.parameters():
+            if p.grad is not None and p.grad.sum() == 0:
+                p.grad = None
+        opt.step()
+""",
+    ],
+    ids=["rest of a pass", "update before", "unreached parts"],
+)
+def test_what_is_thrown_away_rightly(text: str) -> None:
+    assert [code for code, level in levels(text) if level is not Confidence.LOW] == []
+
+
+# Reviews of the cures above.
+@pytest.mark.parametrize(
+    "line",
+    [
+        "if not args.stop_event.is_set():\n                seen += 1",
+        "if args.stop_grad:\n                x = x.detach()\n            seen += 1",
+        "if (i + 1) % args.log_every != 0:\n                pass\n            seen += 1",
+    ],
+)
+def test_a_window_that_is_right_whatever_stands_beside_it(line: str) -> None:
+    text = f"""\
+import torch
+
+
+def train(model, loader, args):
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = 0
+    for epoch in range(args.epochs):
+        for i, (x, y) in enumerate(loader):
+            (torch.nn.functional.mse_loss(model(x), y) / args.k).backward()
+            {line}
+            if seen % args.k == 0:
+                opt.step()
+                opt.zero_grad()
+"""
+    assert [code for code, level in levels(text) if level is not Confidence.LOW] == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,16 +231,29 @@ _FAR = 1 << 20  # steps: more than a schedule has
 _ALIKE = 1e-9  # two factors of a learning rate
 
 
-def end_of_decay(factor: Callable[[int], Any]) -> int | None:
-    """The first step from which a learning rate's factor falls no more; None if it never falls, or never ends.
+class End(NamedTuple):
+    """The step at which a schedule has fallen as far as it does, and whether it is down to nothing there."""
+
+    step: int
+    at_zero: bool
+
+
+def end_of_decay(factor: Callable[[int], Any]) -> End | None:
+    """The first step from which a learning rate's factor falls no more; None if it never falls, jumps, or never ends.
 
     `factor` gives a number for a step, or None where it has no value, as `(1 - step / total) ** 0.9` behind its end. A
-    warm-up before the decay does no harm; one that stays at its height has no end.
+    warm-up before the decay does no harm; one that stays at its height has no end, and neither have steps. A decay that
+    is much shorter than what is before it, or a cosine that rises again within half its length, may be missed.
     """
 
     def level(step: int) -> float:
         value = factor(step)
-        return 0.0 if value is None else max(float(value), 0.0)
+        return 0.0 if value is None or value != value else max(float(value), 0.0)
+
+    def end_at(step: int) -> End | None:
+        gradual = level(step - 2) > level(step - 1) > level(step)
+        at_zero = level(step) < _ALIKE
+        return End(step, at_zero) if at_zero or gradual else None
 
     def rests(step: int) -> bool:
         return level(step + 1) >= level(step)
@@ -249,12 +262,12 @@ def end_of_decay(factor: Callable[[int], Any]) -> int | None:
         if factor(1) is None:
             return None
         last = level(_FAR)
-        if level(_FAR + 1) == level(_FAR // 2) == last:
+        if level(_FAR + 1) == level(_FAR // 2) == last:  # An unbounded cosine is not the same at all three.
             end = _first(lambda step: abs(level(step) - last) < _ALIKE, 1, _FAR)
-            return end if level(end - 1) > last else None
+            return end_at(end) if level(end - 1) > last else None
         begin = _next(lambda step: not rests(step), 2)
-        end = _next(rests, begin)  # A cosine that nobody bounds rises again.
-        return _first(rests, begin, end) if end < _FAR else None
+        end = _next(rests, begin)
+        return end_at(_first(rests, begin, end)) if end < _FAR else None
     except OverflowError:
         return None
 

@@ -155,6 +155,8 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             yield event
         if len(numbers) < 2 or not kept:
             continue
+        if view.gate is not None and view.gate.modulus == len(kept):
+            continue  # A whole window has come together: the others are what a pass has left over.
         for number in lost:
             event = window.lost[number]
             if _at_the_end(view, event):

@@ -24,8 +24,7 @@ DOCUMENTATION = """\
 
 Finds schedulers that are stepped once per micro-batch although their length counts updates, schedulers stepped once
 per update although their length counts micro-batches, and `ReduceLROnPlateau` stepped with the loss of a micro-batch
-or an update instead of once per epoch. Also a length that is divided by the accumulation steps where the loop does not
-accumulate.
+or an update instead of once per epoch.
 
 ## Why is this bad?
 
@@ -122,9 +121,8 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if "get_constant_schedule" in scheduler.kind:
             continue  # There is nothing to come to an end.
         view = _lane_of(scheduler, accumulating)
-        if view is None:
-            told = (_too_seldom(analysis, run, scheduler, events), _without_windows(analysis, run, scheduler, events))
-            found += [report for report in told if report is not None]
+        if view is None and (report := _too_seldom(analysis, run, scheduler, events)) is not None:
+            found.append(report)
         if view is None or any(event.data["absolute"] for event in events):
             continue
         report = _report(view, scheduler, events)
@@ -153,38 +151,6 @@ def _too_seldom(analysis: Analysis, run: Run, scheduler: Scheduler, events: list
             notes=(("the schedule's length", scheduler.span), ("the window test", next(iter(tests)).span)),
             assumptions=view.notes(),
             intents=(Intent("display", "step the scheduler with each update of its optimizer"),),
-            evidence=view.proof(),
-        )
-    return None
-
-
-def _without_windows(analysis: Analysis, run: Run, scheduler: Scheduler, events: list[Event]) -> Report | None:
-    """A schedule whose length is divided by the accumulation steps, where each micro-batch is an update."""
-    length = _horizon(scheduler)
-    roots = roots_of(length) & run.k_names.keys()
-    for view in views(analysis, run) if len(roots) == 1 and numeric(length) else ():
-        optimizer = view.lane.optimizer
-        if optimizer is None or optimizer is not scheduler.optimizer or not optimizer.known or view.k != 1:
-            continue
-        micro_batches, updates = _counts(view, events)
-        first = view.backwards(view.closed[0])[0].event if view.closed else None
-        if first is None or not updates or not updates == micro_batches == len(events):
-            continue
-        (root,) = roots
-        k = float(run.k_names[root])
-        total, epochs = _extent(view, first, micro_batches)
-        if k < 2 or abs(float(numeric(length)) * k - total) > k * epochs:
-            continue
-        name = root.rpartition(".")[2]
-        return Report(
-            scheduler.span,
-            f"the schedule's length is divided by `{name}`, but every micro-batch is an update: with {name} = {k:g} "
-            f"the schedule is over after 1/{k:g} of the training",
-            Severity.WARNING,
-            weaker(view.confidence, Confidence.MEDIUM),
-            notes=(("the scheduler step", events[0].span), *view.related()),
-            assumptions=view.notes(),
-            intents=(Intent("display", f"accumulate over `{name}` micro-batches, or do not divide the length by it"),),
             evidence=view.proof(),
         )
     return None
@@ -231,6 +197,8 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             evidence=view.proof(),
         )
     unit = _unit(view, scheduler, micro_batches)
+    if unit == "updates" and per_micro and scheduler.floor:
+        unit = ""  # It may well fall to its floor in a part of the training.
     if per_update and unit == "updates":
         return None
     if unit == "epochs" and per_update and abs(float(numeric(_horizon(scheduler))) - updates) < 0.5:
@@ -405,7 +373,12 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
             return "micro-batches"
         if whole and abs(horizon - whole / view.k) < 1:
             return "updates"
-    total, epochs = _extent(view, first.event, micro_batches)
+    factor = epochs = 1.0
+    for loop, _ in first.event.loops:
+        if loop.span != view.micro.span:
+            factor *= _factor(loop)
+            epochs = max(epochs, loop.turns * _factor(loop))
+    total = micro_batches * factor
     windows = total / epochs / view.k
     if not periodic:
         if abs(horizon - total) < 0.5 or (epochs > 1 and abs(horizon * view.k - total * view.k) < view.k):
@@ -425,16 +398,6 @@ def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
         if periodic and math.floor(windows) <= horizon <= math.ceil(windows):
             return "updates"
     return _counted_unit(view, horizon, roots_of(length))
-
-
-def _extent(view: View, backward: Event, micro_batches: int) -> tuple[float, float]:
-    """How many micro-batches and epochs the whole training has, of which `micro_batches` were run."""
-    factor = epochs = 1.0
-    for loop, _ in backward.loops:
-        if view.micro is None or loop.span != view.micro.span:
-            factor *= _factor(loop)
-            epochs = max(epochs, loop.turns * _factor(loop))
-    return micro_batches * factor, epochs
 
 
 # A number without a name is taken for the end of the training only where it is large.

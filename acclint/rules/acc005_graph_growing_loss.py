@@ -251,12 +251,15 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     loop = _turning(group)
     if loop is None:
         return None
-    sizes: dict[int, list[int]] = {}  # by the pass of the loop
+    sizes: dict[int, list[tuple[int, int]]] = {}  # by the pass of the loop: (turn, size)
     for one in events:
-        for around, _ in one.loops:
+        for around, turn in one.loops:
             if around.span == loop.span:
-                sizes.setdefault(around.entry, []).append(one.data["size"])
-    anew = any(later <= size for kept in sizes.values() for size, later in pairwise(kept))
+                sizes.setdefault(around.entry, []).append((turn, one.data["size"]))
+    steps = [pair for kept in sizes.values() for pair in pairwise([(0, 0), *kept])]
+    anew = any(later <= size for (_, size), (_, later) in steps)
+    # What takes the first few of a pass is full by then.
+    grows = any(later > size and 2 * turn >= loop.turns for (_, size), (turn, later) in steps)
     # A sum that starts anew within the loop holds a few graphs at most.
     bounded = loop.known_length and (loop.level == "window" or event.data["size"] < loop.turns)
     if bounded and event.data["size"] < FEW:
@@ -291,7 +294,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]
-    if sent and ((anew and event.data["size"] < loop.turns) or _of_one_window(outer, group, alike)):
+    if sent and (((anew or not grows) and event.data["size"] < loop.turns) or _of_one_window(outer, group, alike)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "

@@ -451,6 +451,8 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     if {gate.bound, *(said for span, said in view.texts.moduli.items() if span.within(gate.span))} & view.texts.moving:
         return None  # k may be shorter at first, and come to its length later.
     first = next(window for window in view.closed if window.seen)
+    if first.update is None or not any(guard.span == gate.span for guard in first.update.guards):
+        return None  # Another place has updated before, a trial say.
     counter = numeric(gate.counter)
     if counter is not None and not 0 <= counter <= view.k:
         return None  # A counter that starts somewhere: the windows are in phase with it from then on.

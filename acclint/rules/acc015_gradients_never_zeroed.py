@@ -106,10 +106,10 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             continue
         if len(stale) < 0.5 * (len(view.closed) - 1):
             continue
-        if id(view.lane.optimizer) in zeroed and (
-            view.lane.parts_unknown or names.is_criterion_name(view.lane.owner.name)
-        ):
-            continue  # Those that it may hold are zeroed; a loss function rarely has any.
+        owner = view.lane.owner
+        bare = owner.empty and names.is_criterion_name(owner.name)  # a loss function, which rarely has parameters
+        if id(view.lane.optimizer) in zeroed and (view.lane.parts_unknown or bare):
+            continue  # Those that it may hold are zeroed.
         zeros = [event for window in view.windows for event in window.zeros]
         inner = [event for event in zeros if any(loop.span == _update_loop(view) for loop, _ in event.loops)]
         if inner:
@@ -118,6 +118,9 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         if update is None or not update.loops or update.loops[-1][0].kind == "call":
             continue
         where = "never zeroed" if not zeros else "zeroed only outside the loop that steps"
+        whose = owner_phrase(view)
+        if id(view.lane.optimizer) in zeroed:
+            whose = f"`{owner.name}`, which {whose} updates, too,"
         level, assumptions = _sure(view)
         elsewhere = _zeroed_elsewhere(view)
         if elsewhere is not None:
@@ -127,8 +130,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             update.span,
             Report(
                 update.span,
-                f"the gradients of {owner_phrase(view)} are {where}: each update also repeats the gradients of all "
-                "updates "
+                f"the gradients of {whose} are {where}: each update also repeats the gradients of all updates "
                 "before it, so update n is about n times too large",
                 Severity.ERROR,
                 level,

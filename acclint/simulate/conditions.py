@@ -17,10 +17,14 @@ from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor
 from acclint.simulate.vocabulary import word_set
 from acclint.simulate.world import Restart
 
-_RESUMING = re.compile(r"resum|continu|checkpoint|ckpt|restore")
-_NOT_MEANT = re.compile(r"exists|isfile|isdir|eval_only|test_only|is_sweep|environ|TEST")
-_STOPPING = re.compile(r"stop|abort|suspend|terminat|interrupt|preempt", re.IGNORECASE)
-_AGAINST = (_RESUMING, _NOT_MEANT, _STOPPING)
+_RESUMING = re.compile(r"resum|continu|restor", re.IGNORECASE)
+# What a training that just begins finds false: it is not the evaluation, nor stopped, nor is there a checkpoint.
+_LATER = re.compile(
+    rf"{_RESUMING.pattern}|checkpoint|ckpt|exists|isfile|isdir|eval_only|test_only|is_sweep|environ|test_|_test"
+    r"|stop(?!\w*_(?:grad|gradient|words?|tokens?|iters?|steps?|epochs?|ids?|at))|abort|suspend|terminat|interrupt|preempt",
+    re.IGNORECASE,
+)
+_ABSENT = re.compile(r"\bNone\b|== (?:0|''|-1|False)$")  # of a setting that is not given
 MAX_AVOIDED = 4  # answers that are given up because they led to an error
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
@@ -192,8 +196,9 @@ class Conditions(Methods):
         loop = self.loops[-1] if self.loops else None
         if loop is not None and loop.level != "quiet" and loop.span not in self.detours and not self.run.backwards:
             for outcome, block in branches:
-                if block and isinstance(block[-1], (p.Break, p.Continue)):
-                    return not outcome  # Nor those that it stops at before it has trained.
+                leaves = bool(block) and isinstance(block[-1], (p.Break, p.Continue))
+                if leaves and not self.scanner.has_backward(block):
+                    return not outcome  # Before it has trained, nor those that end it.
         scanner = self.scanner
         steps = "step" in scanner.reach(stmt.body) or "step" in scanner.reach(stmt.orelse)
         if steps and not scanner.has_backward(stmt.body) and not scanner.has_backward(stmt.orelse):
@@ -246,8 +251,8 @@ class Conditions(Methods):
             known.divides |= divides
             return known.value
         chosen = self.choices.get(key, self.world.avoiding.get(key))
-        if chosen is None and stmt is None and "resume" in key.lower():
-            chosen = "None" in key  # `resume = args.resume is not None`: a training begins.
+        if chosen is None and stmt is None and _RESUMING.search(key):
+            chosen = _at_first(key)  # `fresh = args.resume is None`
         if chosen is None:
             chosen = desired()
         self.run.conditions[key] = Condition(key, span, chosen, matters, divides)
@@ -291,30 +296,30 @@ class Conditions(Methods):
             return True
         if body_jumps and type(stmt.body[-1]) is p.Break and self.loops and self.loops[-1].span in self.detours:
             return True
+        key, negated = plain_test(stmt.test)
         if body_jumps:
-            key, negated = plain_test(stmt.test)
-            return scanner.has_backward(stmt.body) and (negated or not names.is_trial(key))
+            return scanner.has_backward(stmt.body) and (not names.is_trial(key) or _at_first(key) != negated)
         if else_jumps:
             return True
+        if key.endswith("== 0") and ".grad" in key:
+            return negated  # Parameters that a loss does not reach.
         if else_events and not body_events:
             return False
         if else_events and "step" in scanner.reach(stmt.orelse) and "step" not in scanner.reach(stmt.body):
             return False  # `if overflow: optimizer.zero_grad() else: optimizer.step()`
-        key, negated = plain_test(stmt.test)
         if (
             stmt.orelse
             and _RESUMING.search(key)
             and not {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
         ):
-            return negated  # A training begins, it goes on from nothing.
+            return _at_first(key) != negated
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
             known = self.world.updating.get(key)
             if known is not None:
                 return known != negated
         if not body_events and not stmt.orelse:
-            said = text(stmt.test)
-            return negated if names.is_trial(key) else not any(one.search(said) for one in _AGAINST)
+            return _at_first(key) != negated if names.is_trial(key) or _LATER.search(key) else True
         return True
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
@@ -395,6 +400,11 @@ def bare(test: p.Expr) -> p.Expr:
             return p.Unary(test.span, "not", test.test)
         else:
             return test
+
+
+def _at_first(key: str) -> bool:
+    """Whether a test of a resumption or a trial is true where there is none: `args.resume is None`."""
+    return _ABSENT.search(key) is not None
 
 
 def exits(stmt: p.Stmt) -> bool:

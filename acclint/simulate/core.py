@@ -68,6 +68,7 @@ def top_of(frame: Frame) -> Frame:
     return frame
 
 
+# Used where the end of a schedule is sought.
 _CONSTANTS = {"math.pi": math.pi, "numpy.pi": math.pi, "math.e": math.e}
 _BUILTINS = word_set(
     "range len enumerate zip min max sum abs int float bool str list tuple dict set print isinstance hasattr getattr "
@@ -160,7 +161,7 @@ class Core:
         if type(value) is Opaque and not value.graph:
             return self.number(value.key, value.name)
         if type(value) is Imported:
-            constant = _CONSTANTS.get(value.path)
+            constant = _CONSTANTS.get(value.path) if not self.deciding else None
             return constant if constant is not None else self.number(value.path, value.path.rpartition(".")[2])
         return None
 
@@ -331,8 +332,10 @@ class Core:
         jumps = self.scanner.scan(stmt.body).jumps
         if "step" not in inside and "zero_grad" not in inside and not jumps:
             return
-        if (jumps and not self.loops) or isinstance(stmt.body[-1], p.Break):
-            return  # So many micro-batches are a pass.
+        if jumps and not self.loops:
+            return
+        if "step" not in inside and isinstance(stmt.body[-1], p.Break) and self.loops[-1].updates:
+            return  # Where updates wait for another test, this one ends the pass.
         self.learn_k(modulus[0], modulus[1], in_test=True)
 
     # Defined by the layers above.

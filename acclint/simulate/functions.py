@@ -882,8 +882,9 @@ class _Default(dict[Any, Value]):
 
     def __missing__(self, key: Any) -> Value:
         for other, value in self.items():
-            if type(other) is v.AnyKey and type(key) is not v.AnyKey:
-                return value  # It may well be that one.
+            data = isinstance(value, (list, dict)) or type(value) in (v.Loader, v.Instance, v.Module, v.Dataset)
+            if data and type(other) is v.AnyKey and type(key) is not v.AnyKey:
+                return value  # It may well be that one; a number is counted up from nothing.
         made = self[key] = self.machine.call_value(self.factory, [], self.span)
         return made
 
@@ -947,8 +948,6 @@ FUNCTIONS: dict[str, Handler] = {
     "math.floor": _round_down,
     "numpy.ceil": _round_up,
     "numpy.floor": _round_down,
-    **{f"numpy.float{bits}": _number(lambda value: value) for bits in (16, 32, 64)},
-    **{f"numpy.int{bits}": _number(int) for bits in (8, 16, 32, 64)},
     "itertools.islice": _islice,
     "itertools.cycle": _cycle,
     "itertools.count": _count,

@@ -44,12 +44,10 @@ _PASS_THROUGH = word_set(
     "DistributedDataParallel DataParallel FullyShardedDataParallel FSDP compile convert_sync_batchnorm "
     "convert_syncbn_model DDP prepare_model ScaleModel fully_shard parallelize_module prepare_qat"
 )
+_NUMBERS = word_set("float16 float32 float64 int8 int16 int32 int64")
 _CURVES = word_set("cos sin tan tanh exp log log2 log10 pow sqrt")
 # What is called for its result: a method of that name that does nothing is there for others to say what it does.
-_RESULTS = word_set(
-    "forward process preprocess compute calculate calc get loss predict encode embed score build make create load "
-    "sample"
-)
+_RESULTS = word_set("forward process predict encode embed")
 _DRIVERS = ("Accelerator", "Fabric", "GradScaler")
 _MODELS = ("torchvision.models", "timm.create_model", "timm.models.", "timm.layers.", "segmentation_models_pytorch")
 _NO_MODULES = (
@@ -125,6 +123,9 @@ class Machine(Linking):
             return self.opaque(f"{path[9:]}:{span.row}:{span.column}", path[9:], batch=self.batch_of(args))
         last = path.rpartition(".")[2]
         top = path.partition(".")[0]
+        if last == "__init__" and args and type(args[0]) is Instance:
+            args[0].attrs["<base>"] = (args[1:], keywords)  # `LambdaLR.__init__(self, optimizer, factor)`
+            return None
         if path.startswith("torch.Tensor.") and args:
             return self.method(args[0], last, args[1:], keywords, expr, frame)
         handler = FUNCTIONS.get(path) or (TORCHLIKE.get(last) if top in _TORCH_TOPS else None)
@@ -150,12 +151,21 @@ class Machine(Linking):
             return args[0] if args else keywords.get("model", keywords.get("module"))
         if top == "torch" or path.startswith(_MODELS):
             return self.torch_call(path, last, args, keywords, span)
-        if top in ("math", "numpy") and last in _CURVES and (value := self.computed(last, args, span)) is not None:
+        if top in ("math", "numpy") and (value := self.computed(last, args, span)) is not None:
             return value
         return self.foreign_call(path, last, args, keywords, expr, frame)
 
     def computed(self, name: str, args: list[Value], span: Span) -> Value:
-        """A function of `math` of numbers; None where one is not known or has no such value."""
+        """A function of numbers, where the end of a schedule is sought; elsewhere what it gives is a weight of its own.
+
+        `numpy.float32(k)` is k. None where a number is not known, or there is no such value.
+        """
+        if name in _NUMBERS and len(args) == 1:
+            value = args[0]
+            role = self.world.role_of(value.key, value.name) if type(value) is Opaque and not value.batch else ""
+            return self.as_number(value) if role or numeric(value) is not None else None
+        if self.deciding or name not in _CURVES:
+            return None
         try:
             return self.derived(getattr(math, name)(*(float(numeric(one)) for one in args)), span, *args)
         except (TypeError, ValueError, OverflowError):
@@ -374,6 +384,8 @@ class Machine(Linking):
         key = f"{cls.name}@{span.row}"
         owner = Owner(cls.name) if self.is_module_class(cls) else None
         made = Instance(cls, owner, key)
+        if owner is not None:
+            owner.empty = True
         if owner is not None and any(is_batchnorm_layer(base.path) for base in cls.bases if isinstance(base, Imported)):
             made.batchnorm = span
             self.note_layer(span, owner)
@@ -389,7 +401,7 @@ class Machine(Linking):
             made.attrs.update(keywords)
         path = scheduler_base(cls)
         if path:
-            return self.derived_scheduler(made, path, made.attrs.get("<base>", (args, keywords)), span)
+            return self.derived_scheduler(made, path, args, keywords, span)
         return made
 
 
@@ -398,12 +410,11 @@ def _call_at(span: Span) -> p.Call:
 
 
 def is_abstract(function: p.Function) -> bool:
-    """Whether a function does nothing but raise an error, or nothing though it is called for a result."""
-    *before, last = function.body or (None,)
-    if not all(isinstance(one, p.Do) and isinstance(one.value, p.Const) for one in before):
-        return False
-    nothing = last is None or (isinstance(last, p.Do) and isinstance(last.value, p.Const))
-    return isinstance(last, p.Raise) or (nothing and not _RESULTS.isdisjoint(names.words(function.name)))
+    """Whether a function does nothing but raise an error, or nothing though it is called for a model's output."""
+    said = [one for one in function.body if not (isinstance(one, p.Do) and isinstance(one.value, p.Const))]
+    if not said:
+        return not _RESULTS.isdisjoint(names.words(function.name))
+    return len(said) == 1 and isinstance(said[0], p.Raise) and said[0] is function.body[-1]
 
 
 def _text_of(value: Value) -> str:

@@ -137,8 +137,10 @@ class Operators(Tensors):
                 if op == "**" and (abs(a) > 1e6 or abs(b) > 64):
                     return self.opaque(f"value:{span.row}:{span.column}", "<value>")
                 result = _ARITHMETIC[op](a, b)
-            if isinstance(result, complex):
-                raise ValueError  # the root of a negative number
+            if isinstance(result, complex):  # the root of a negative number
+                if self.deciding:
+                    raise ValueError
+                return math.nan  # A schedule has come to its end.
         except (ZeroDivisionError, TypeError, ValueError, OverflowError, KeyError):
             return self.opaque(f"value:{span.row}:{span.column}", "<value>")
         if op == "%":

@@ -89,7 +89,7 @@ class Schedules(Losses):
             factor = args[1] if len(args) > 1 else keywords.get("lr_lambda")
             factor = factor[0] if isinstance(factor, list) and factor else factor
             if isinstance(factor, (Closure, v.Partial, Instance)):
-                made.horizon = self.end_of(lambda step: self.call_value(factor, [step], span))
+                self.settle_end(made, lambda step: self.call_value(factor, [step], span))
         if path.endswith(".SequentialLR"):
             parts = args[1] if len(args) > 1 else keywords.get("schedulers")
             made.horizon = self.end_of_parts(parts, values.get("milestones"), span)
@@ -98,12 +98,16 @@ class Schedules(Losses):
         return made
 
     def derived_scheduler(
-        self, made: Instance, path: str, given: tuple[list[Value], dict[str, Value]], span: Span
+        self, made: Instance, path: str, args: list[Value], keywords: dict[str, Value], span: Span
     ) -> v.Scheduler:
-        """A scheduler whose class is the project's, made from one of torch with what that was `given`."""
-        scheduler = self.make_scheduler(path, schedulers.scheduler_kind(path), *given, span)
+        """A scheduler whose class is the project's, made from one of torch. What it hands on to that is what counts."""
+        base = made.attrs.get("<base>")
+        handed, named = base if base is not None else (args, keywords)
+        scheduler = self.make_scheduler(path, schedulers.scheduler_kind(path), handed, named, span)
         scheduler.attrs.update({name: value for name, value in made.attrs.items() if name[:1] != "<"})
         rates = self.member(made.cls, "get_lr")
+        if type(rates) is Closure or (base is None and self.member(made.cls, "__init__") is not None):
+            scheduler.attrs["<counts>"] = {}
         if type(rates) is Closure:
             made.attrs.update(base_lrs=[1.0], optimizer=scheduler.optimizer)
 
@@ -112,7 +116,7 @@ class Schedules(Losses):
                 found = self.invoke(rates.bind(made), [], {}, span)
                 return found[0] if isinstance(found, list) and found else None
 
-            scheduler.horizon = self.end_of(factor)
+            self.settle_end(scheduler, factor)
         return scheduler
 
     def end_of_parts(self, parts: Value, milestones: Value, span: Span) -> Value:
@@ -136,17 +140,19 @@ class Schedules(Losses):
             unknown = {name: one.key for name, one in counts.items() if type(one) is Opaque}
             counts.update({name: self.numbers[key] for name, key in unknown.items() if key in self.numbers})
 
-    def end_of(self, factor: Callable[[int], Value]) -> Value:
-        """Where a schedule ends whose factor is a function of the file: a number with the name of what it equals."""
-        self.deciding = False
+    def settle_end(self, scheduler: v.Scheduler, factor: Callable[[int], Value]) -> None:
+        """Note where a schedule ends whose factor is a function of the file, with the name of the number it equals."""
+        before, self.deciding = self.deciding, False
         try:
             end = schedulers.end_of_decay(lambda step: numeric(factor(step)))
         except PyRaise:
-            return None
+            end = None
         finally:
-            self.deciding = True
-        roots = {key for key, one in self.run.numbers.items() if one == end and one >= _TELLING}
-        return v.Num(end, frozenset(roots)) if end is not None and len(roots) == 1 else end
+            self.deciding = before
+        if end is not None:
+            roots = {key for key, one in self.run.numbers.items() if one == end.step and one >= _TELLING}
+            scheduler.horizon = v.Num(end.step, frozenset(roots)) if len(roots) == 1 else end.step
+            scheduler.floor = not end.at_zero
 
 
 def scheduler_base(cls: ClassValue) -> str:

@@ -162,7 +162,7 @@ class Statements(Expressions):
     def do_for(self, stmt: p.For, frame: Frame) -> str | None:
         iterable = self.eval(stmt.iterable, frame)
         level = self.level(stmt)
-        loop = Loop(stmt.span, self.entries, "other", level)
+        loop = Loop(stmt.span, self.entries, "other", level, updates="step" in self.scanner.reach(stmt.body))
         self.entries += 1
         items = self.iterate(iterable, loop, stmt)
         if level != "quiet" and type(iterable) in (Loader, Stream, Instance):
@@ -252,7 +252,7 @@ class Statements(Expressions):
 
     def do_while(self, stmt: p.While, frame: Frame) -> str | None:
         level = self.level(stmt)
-        loop = Loop(stmt.span, self.entries, "while", level)
+        loop = Loop(stmt.span, self.entries, "while", level, updates="step" in self.scanner.reach(stmt.body))
         self.entries += 1
         cap = {
             "micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2,

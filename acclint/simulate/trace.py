@@ -18,7 +18,7 @@ class Loop:
     (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
     its target; of a call, what is known to make it once per batch. `bounds` are the unknowns that a range with a stride
     depends on; `end` is its end where the run goes through more or fewer chunks than its numbers say: the number that
-    stands for it, and the one at which this run ends.
+    stands for it, and the one at which this run ends. `updates`: its body steps an optimizer.
     """
 
     span: Span
@@ -37,6 +37,7 @@ class Loop:
     target: str = ""
     bounds: frozenset[str] = frozenset()
     end: tuple[Any, Number] | None = None
+    updates: bool = False
 
 
 @dataclass(eq=False, slots=True)

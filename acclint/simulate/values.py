@@ -61,16 +61,17 @@ class Num:
 class Owner:
     """A set of parameters: a module, a parameter tensor, or whatever unknown object holds them.
 
-    `guessed`: it is an unknown function that is given data, and nothing says that it has parameters.
+    `guessed`: it is an unknown function that is given data, and nothing says that it has parameters. `empty`: the
+    program gives it neither parameters nor parts of its own; it may be made elsewhere.
     """
 
-    __slots__ = ("asked", "guessed", "name", "number", "parents")
+    __slots__ = ("asked", "empty", "guessed", "name", "number", "parents")
     _made: ClassVar[count[int]] = count()
     regrouped: ClassVar[int] = 0  # how often parameters of which it was asked have become a part of others
 
     def __init__(self, name: str, parent: Owner | None = None) -> None:
         self.name = name
-        self.guessed = False
+        self.guessed = self.empty = False
         self.asked = False  # whether somebody remembers what it is a part of
         self.number = next(Owner._made)  # sets of owners are gone through in this order
         self.parents: list[Owner] = [parent] if parent is not None else []
@@ -78,6 +79,7 @@ class Owner:
     def join(self, parent: Owner) -> None:
         """Become a part of other parameters."""
         self.parents.append(parent)
+        parent.empty = False
         if self.asked:
             parent.ask()
             Owner.regrouped += 1
@@ -318,9 +320,12 @@ class Optimizer:
 
 
 class Scheduler:
-    """A learning-rate scheduler. `horizon` is the length of its schedule in calls of step(), if known."""
+    """A learning-rate scheduler. `horizon` is the length of its schedule in calls of step(), if known.
 
-    __slots__ = ("attrs", "cadence", "gate", "horizon", "kind", "name", "number", "optimizer", "span")
+    `floor`: the rate is not down to zero there, so that the length may be that of a part.
+    """
+
+    __slots__ = ("attrs", "cadence", "floor", "gate", "horizon", "kind", "name", "number", "optimizer", "span")
 
     def __init__(self, number: int, name: str, kind: str, cadence: str, span: Span) -> None:
         self.number = number
@@ -329,6 +334,7 @@ class Scheduler:
         self.cadence = cadence
         self.span = span
         self.horizon: Value = None
+        self.floor = False
         self.optimizer: Optimizer | None = None
         self.gate: Accelerator | None = None
         self.attrs: dict[str, Value] = {}
@@ -336,7 +342,13 @@ class Scheduler:
     def gated(self, gate: Accelerator | None) -> Scheduler:
         """The same schedule as another object, which steps only where an accelerator's window ends."""
         made = Scheduler(self.number, self.name, self.kind, self.cadence, self.span)
-        made.horizon, made.optimizer, made.gate, made.attrs = self.horizon, self.optimizer, gate, self.attrs
+        made.floor, made.horizon, made.optimizer, made.gate, made.attrs = (
+            self.floor,
+            self.horizon,
+            self.optimizer,
+            gate,
+            self.attrs,
+        )
         return made
 
 

@@ -93,7 +93,7 @@ def scheduler_result(record: Scheduler) -> dict[str, Any]:
         "name": type(scheduler).__name__,
         "optimizer": record.optimizer,
         "line": record.line,
-        "horizon": _horizon(sizes, found) or _end_of(scheduler),
+        "horizon": _end_of(scheduler, len(record.lrs)) if _own_rates(scheduler) else _horizon(sizes, found),
         "sizes": sizes,
         "initial_lr": record.initial_lr,
         "lrs": record.lrs,
@@ -111,11 +111,18 @@ def _horizon(sizes: dict[str, Any], found: dict[str, Any]) -> int | None:
     return next((sizes[name] for name in _HORIZONS if name in sizes), None)
 
 
-def _end_of(scheduler: Any) -> int | None:
-    """The steps after which a schedule is over that a function of the script makes, by its values."""
-    functions, own = getattr(scheduler, "lr_lambdas", None), not type(scheduler).__module__.startswith("torch.")
-    if not functions and not own:
-        return None
+def _own_rates(scheduler: Any) -> bool:
+    """Whether a function of the script makes the learning rates."""
+    maker = getattr(type(scheduler).get_lr, "__module__", "") if hasattr(type(scheduler), "get_lr") else "torch."
+    return bool(getattr(scheduler, "lr_lambdas", None)) or not maker.startswith("torch.")
+
+
+def _end_of(scheduler: Any, steps: int) -> int | None:
+    """The steps after which a schedule of the script's own is over, by its values.
+
+    A floor that was come to within the `steps` that were taken may be that of a part.
+    """
+    functions = getattr(scheduler, "lr_lambdas", None)
     probed = copy(scheduler)
 
     def factor(step: int) -> Any:
@@ -128,7 +135,8 @@ def _end_of(scheduler: Any) -> int | None:
 
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return end_of_decay(factor)
+        end = end_of_decay(factor)
+        return end.step if end is not None and (end.at_zero or end.step > steps) else None
     return None
 
 
