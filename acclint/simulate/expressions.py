@@ -284,7 +284,8 @@ class Expressions(Conditions):
         self, expr: p.Comprehension, at: int, frame: Frame, made: list[Value], value: Value, loop: Loop
     ) -> None:
         clause = expr.clauses[at]
-        for item in self.listed(value):
+        items = self.listed(value)
+        for item in items:
             loop.turn = loop.turns
             loop.turns += 1
             self.assign(clause.target, item, frame)
@@ -296,8 +297,13 @@ class Expressions(Conditions):
                     break
             if keep:
                 self._clauses(expr, at + 1, frame, made)
-            alike = loop.turns >= self.many_turns() and made and type(made[-1]) in (Module, Instance)
-            if len(made) >= LIST_TURNS or alike:
+            last = made[-1] if made else None
+            many = loop.turns >= self.many_turns()
+            if len(made) >= LIST_TURNS or (many and type(last) in (Module, Instance)):
+                return
+            called = many and type(value) is Range and isinstance(expr.element, p.Call) and len(made) == loop.turns
+            if called and isinstance(last, (Opaque, tuple, list, dict)) and not self.graph_owners([last]):
+                made += [last] * (min(len(items), LIST_TURNS) - len(made))  # A few results stand for all.
                 return
 
     def eval_lambda(self, expr: p.Lambda, frame: Frame) -> Value:
