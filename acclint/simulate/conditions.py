@@ -20,7 +20,7 @@ from acclint.simulate.world import Restart
 _RESUMING = re.compile(r"resum|continu|restor", re.IGNORECASE)
 # What a training that just begins finds false: it is not the evaluation, nor stopped, nor is there a checkpoint.
 _LATER = re.compile(
-    rf"{_RESUMING.pattern}|checkpoint|ckpt|exists|isfile|isdir|eval_only|test_only|is_sweep|environ|test_|_test"
+    rf"{_RESUMING.pattern}|checkpoint|ckpt|exists|isfile|isdir|eval_only|test_only|is_sweep|environ|(?-i:TEST)"
     r"|stop(?!\w*_(?:grad|gradient|words?|tokens?|iters?|steps?|epochs?|ids?|at))|abort|suspend|terminat|interrupt|preempt",
     re.IGNORECASE,
 )
@@ -198,7 +198,7 @@ class Conditions(Methods):
             for outcome, block in branches:
                 leaves = bool(block) and isinstance(block[-1], (p.Break, p.Continue))
                 if leaves and not self.scanner.has_backward(block):
-                    return not outcome  # Before it has trained, nor those that end it.
+                    return not outcome  # Nor does it stop before it has trained.
         scanner = self.scanner
         steps = "step" in scanner.reach(stmt.body) or "step" in scanner.reach(stmt.orelse)
         if steps and not scanner.has_backward(stmt.body) and not scanner.has_backward(stmt.orelse):
@@ -312,7 +312,7 @@ class Conditions(Methods):
             and _RESUMING.search(key)
             and not {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
         ):
-            return _at_first(key) != negated
+            return _at_first(key) != negated  # A training begins, from nothing.
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
             known = self.world.updating.get(key)

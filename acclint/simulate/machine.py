@@ -156,9 +156,9 @@ class Machine(Linking):
         return self.foreign_call(path, last, args, keywords, expr, frame)
 
     def computed(self, name: str, args: list[Value], span: Span) -> Value:
-        """A function of numbers, where the end of a schedule is sought; elsewhere what it gives is a weight of its own.
+        """The value of a function of `math` or numpy of known numbers; None where there is none.
 
-        `numpy.float32(k)` is k. None where a number is not known, or there is no such value.
+        A cosine counts only where the end of a schedule is sought: as the weight of a loss it is one like any other.
         """
         if name in _NUMBERS and len(args) == 1:
             value = args[0]
