@@ -30,9 +30,11 @@ GOOD = sorted(ROOT.glob("ACC*/good_*.py"))
 BY_HAND = {
     "ACC001/bad_closure_counts_down": "k is only a parameter of the function around",
     "ACC001/bad_zeroed_between_passes": "the window that a pass has zeroed is too short for the division",
+    "ACC004/bad_cosine_of_a_helper": "the length is inside a function",
     "ACC004/bad_cosine_sized_in_micro_batches": "resizing is unsafe",
     "ACC004/bad_lambda_over_micro_batches": "the length is inside a function",
     "ACC004/bad_onecycle_sized_in_micro_batches": "resizing is unsafe",
+    "ACC004/bad_own_scheduler_in_micro_batches": "the length is that of a class of the script",
     "ACC004/bad_plateau_per_micro_batch": "the metric has to change",
     "ACC004/bad_plateau_per_update": "the metric has to change",
     "ACC004/bad_restarts_sized_in_micro_batches": "resizing is unsafe",

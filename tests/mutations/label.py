@@ -421,7 +421,9 @@ def _defect(new: Owner, old: Owner, mutant: Summary, original: Summary) -> Defec
     used, there = (sum(call.size for call in owner.calls) for owner in (new, old))
     if steps_each and used * 2 <= there and mutant.epochs == original.epochs:
         return Defect(("ACC030",), "backward on the boundary only")
-    if usual == 1 < k:
+    # A call of several losses counts as that many micro-batches.
+    alone = len(after) == len(new.calls) and all(call.size == usual for call in new.calls)
+    if usual == 1 < k or (alone and usual < k):
         if all(_close(window.total, scale) for window in after) or (not mean and len(set(sizes)) == 1):
             return Defect((), "a plain loop")
         if len(set(sizes)) == 1:
