@@ -342,13 +342,8 @@ class Scheduler:
     def gated(self, gate: Accelerator | None) -> Scheduler:
         """The same schedule as another object, which steps only where an accelerator's window ends."""
         made = Scheduler(self.number, self.name, self.kind, self.cadence, self.span)
-        made.floor, made.horizon, made.optimizer, made.gate, made.attrs = (
-            self.floor,
-            self.horizon,
-            self.optimizer,
-            gate,
-            self.attrs,
-        )
+        made.horizon, made.floor = self.horizon, self.floor
+        made.optimizer, made.gate, made.attrs = self.optimizer, gate, self.attrs
         return made
 
 
