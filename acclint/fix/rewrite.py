@@ -452,7 +452,7 @@ class _Rewriter:
             owner, block = around, self.tree.parent(around)
         if owner is None or not isinstance(block, (cst.IndentedBlock, cst.Module)) or len(block.body) == 1:
             return False
-        self.drop(owner)
+        self._drop(cast("Line", owner), block)
         return True
 
     def _is_needless(self, statement: cst.CSTNode) -> bool:
@@ -471,19 +471,28 @@ class _Rewriter:
         if gone:
             self.change(line, _separated)
 
-    def _drop(self, line: cst.SimpleStatementLine, home: cst.IndentedBlock | cst.Module) -> None:
-        """Remove a line; comments above it that are not about it stay above what follows."""
+    def _drop(self, line: Line, home: cst.IndentedBlock | cst.Module) -> None:
+        """Remove a statement; comments in it that are not about it stay above what follows."""
         self.drop(line)
-        words = _words(self.tree.code(line.with_changes(leading_lines=())))
-        comments = [one for one in line.leading_lines if one.comment is not None]
-        stays = () if comments and all(_words(_said(one)) & words for one in comments) else line.leading_lines
+        stays = self._remarks(line)
         following = list(home.body)[list(home.body).index(line) + 1 :]
         if not stays:
             return
         if following:
             self.change(following[0], lambda new: _led(new, stays))
-        elif comments:
+        elif any(one.comment is not None for one in stays):
             self.change(home, lambda new: new.with_changes(footer=(*stays, *cast("cst.IndentedBlock", new).footer)))
+
+    def _remarks(self, line: Line) -> list[cst.EmptyLine]:
+        """The lines above a statement, and the comments within its block, that are not about what they stand above."""
+        words = _words(re.sub("#.*", "", self.tree.code(line.with_changes(leading_lines=()))))
+        comments = [one for one in line.leading_lines if one.comment is not None]
+        stays = [] if comments and all(_words(_said(one)) & words for one in comments) else list(line.leading_lines)
+        block = getattr(line, "body", None)
+        if isinstance(block, cst.IndentedBlock):
+            within = [one for inner in block.body for one in self._remarks(inner)]
+            stays += [one for one in (*within, *block.footer) if one.comment is not None]
+        return stays
 
 
 class _Changer(cst.CSTTransformer):

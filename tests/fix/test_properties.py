@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from acclint.settings import Settings
 from tests.mutations.operators import HARMFUL
 from tests.mutations.run import Mutant, sample, sources
 
+HEAD = """
+import torch
+from torch import nn
+x, y, model = torch.randn(4, 6), torch.randn(4, 1), nn.Linear(6, 1)
+opt = torch.optim.SGD(model.parameters(), lr=0.02)
+"""
 TARGET = Target(Path("train.py"), "train.py", Settings())
 MUTANTS = [mutant for mutant in sample(sources(), 220, 3) if mutant.operator in HARMFUL]
 
@@ -93,3 +100,36 @@ def _statements(text: str) -> list[int]:
     lines = text.splitlines()
     clauses = ("elif", "else", "except", "finally")
     return sorted(row for row in rows if not lines[row].lstrip().startswith(clauses))
+
+
+def test_comments_stay_where_a_condition_goes_with_its_statement() -> None:
+    text = """
+        for i in range(48):
+            loss = nn.functional.mse_loss(model(x), y)
+            (loss / 4).backward()
+            if (i + 1) % 4 == 0:
+                # remark 1
+
+                # remark 2
+                if (i + 1) % 5 == 0:
+                    # remark 3
+                    opt.step()
+                    # remark 4
+                opt.zero_grad()
+    """
+    new = fixed(HEAD + textwrap.dedent(text)).new.decode()
+    assert new == HEAD + textwrap.dedent(
+        """
+        for i in range(48):
+            loss = nn.functional.mse_loss(model(x), y)
+            (loss / 4).backward()
+            if (i + 1) % 4 == 0:
+                opt.step()
+                # remark 1
+
+                # remark 2
+                # remark 3
+                # remark 4
+                opt.zero_grad()
+        """
+    )
