@@ -86,6 +86,8 @@ for epoch in range(3):
   transformers Trainer.
 - Several backward passes serve one batch (several losses, a GAN's real and fake halves).
 - Each loss is a mean over the whole window: a contrastive loss against the cached features of its other micro-batches.
+- Low confidence, shown with `--min-confidence low`: a list of unknown length is gone through for each update, whose
+  items may be layers or tasks instead of micro-batches.
 
 ## Fix safety
 
@@ -266,6 +268,9 @@ def _undivided(view: View) -> Iterator[Report]:
         if _sum_over_samples(backward):
             levels.append(Confidence.LOW)
             assumptions.append(("what is summed up in a loop are not the samples of the micro-batch", term.span))
+        if not view.k_text and view.micro is not None and not view.micro.known_length and view.micro.kind != "chunks":
+            levels.append(Confidence.LOW)
+            assumptions.append(("what is gone through are the micro-batches of one window", view.micro.span))
         k = view.k_phrase()
         name = view.k_text if k.startswith("`") else k
         example = f" ({view.k}.00x)" if k.isdigit() else f"; with {name} = {view.k}: {view.k}.00x"

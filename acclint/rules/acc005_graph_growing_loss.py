@@ -94,6 +94,8 @@ for epoch in range(3):
 - A meter or a logger takes the value itself.
 - The outputs are collected for one backward pass over all of them.
 - No parameter of the model asks for a gradient.
+- Low confidence, shown with `--min-confidence low`: metrics and outputs beside the loss, of which it is not known
+  whether they still have a graph.
 
 ## Fix safety
 
@@ -190,7 +192,7 @@ def _outputs(run: Run, event: Event, kept: list[Term]) -> Report | None:
     if all(sent) and _of_one_window(loop, list(terms), kept):
         return None
     if all(sent):
-        level, severity = Confidence.MEDIUM, Severity.WARNING
+        level, severity = Confidence.LOW, Severity.WARNING
         message = f"`{name}` keeps the autograd graph of every batch's output: host memory grows; keep `.detach()`"
     elif not any(sent):
         # What an unknown object returns is a tensor with a graph if the object is a module: it has eval(). Outputs
@@ -279,8 +281,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     if not sent and any(one > 0 or same for one in frozenset.intersection(*(term.data for term in group))):
         return None  # Layers, scales or parts of one batch.
     known = group[0].reduction in ("mean", "sum") and group[0].why not in ("loss", "output", "outputs")
-    likely = group[0].why == "criterion" or (group[0].why == "output" and event.data["evaluating"])
-    level = Confidence.HIGH if sent or known else Confidence.MEDIUM if likely else Confidence.LOW
+    level = Confidence.HIGH if sent or known else Confidence.LOW
     if loop.kind == "call":
         level = Confidence.LOW
     fresh = len({term.fetch for term in group}) > 1
@@ -290,7 +291,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
         level = Confidence.LOW  # What is gone through may well be the samples of one batch.
     if not sent and group[0].guessed and any(one.overlaps(own) for own in group[0].owners for one in _trained(run)):
         level = Confidence.LOW  # A metric beside the loss: what returns both may well detach it.
-    level = weaker(level, _reach(event), Confidence.MEDIUM if beside else Confidence.HIGH)
+    level = weaker(level, _reach(event), Confidence.LOW if beside else Confidence.HIGH)
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]
