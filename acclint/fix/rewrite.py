@@ -490,7 +490,7 @@ class _Rewriter:
         stays = [] if comments and all(_words(_said(one)) & words for one in comments) else list(line.leading_lines)
         block = getattr(line, "body", None)
         if isinstance(block, cst.IndentedBlock):
-            within = [one for inner in block.body for one in self._remarks(inner)]
+            within = [one for inner in block.body for one in self._remarks(cast("Line", inner))]
             stays += [one for one in (*within, *block.footer) if one.comment is not None]
         return stays
 
