@@ -94,8 +94,8 @@ for epoch in range(3):
 - A meter or a logger takes the value itself.
 - The outputs are collected for one backward pass over all of them.
 - No parameter of the model asks for a gradient.
-- Low confidence, shown with `--min-confidence low`: metrics and outputs beside the loss, of which it is not known
-  whether they still have a graph.
+- Low confidence, shown with `--min-confidence low`: metrics beside the loss, of which it is not known whether they
+  still have a graph.
 
 ## Fix safety
 
@@ -192,7 +192,7 @@ def _outputs(run: Run, event: Event, kept: list[Term]) -> Report | None:
     if all(sent) and _of_one_window(loop, list(terms), kept):
         return None
     if all(sent):
-        level, severity = Confidence.LOW, Severity.WARNING
+        level, severity = Confidence.MEDIUM, Severity.WARNING
         message = f"`{name}` keeps the autograd graph of every batch's output: host memory grows; keep `.detach()`"
     elif not any(sent):
         # What an unknown object returns is a tensor with a graph if the object is a module: it has eval(). Outputs
