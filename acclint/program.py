@@ -208,6 +208,7 @@ class Stmt:
 class Assign(Stmt):
     targets: tuple[Expr, ...]
     value: Expr
+    annotated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -391,7 +391,8 @@ def freezes(name: str) -> bool:
 
 
 _TRIAL = re.compile(
-    r"(?<![a-z])(find|search|probe|bench(mark)?|sanity|overfit|smoke|dry_?run|debug|profil\w*)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(find|search|probe|bench(mark)?|sanity|overfit|smoke|(dry|dev)_?run|debug|profil\w*)(?![a-z])",
+    re.IGNORECASE,
 )
 
 
@@ -399,6 +400,14 @@ _TRIAL = re.compile(
 def is_trial(text: str) -> bool:
     """Whether a test asks for a trial instead of a training: how large a batch fits, which learning rate is best."""
     return _TRIAL.search(text) is not None
+
+
+_SWITCH = re.compile(r"accum|grad\w{0,6}_acc(?!u?ra)", re.IGNORECASE)
+
+
+def is_accumulation_switch(test: str) -> bool:
+    """Whether a test asks for accumulation at all: `config["accumulate_gradients"] is None`."""
+    return _SWITCH.search(test) is not None
 
 
 _WAY = re.compile(
@@ -498,8 +507,11 @@ def is_scaler_name(name: str) -> bool:
         "y",
         "robust",
         "state",
+        "states",
         "dict",
         "path",
+        "kwargs",
+        "config",
     }
 
 

@@ -361,7 +361,7 @@ class _Lowerer(Names):
     def annotated(self, node: ast.AnnAssign, out: list[Stmt]) -> None:
         target = self.target(node.target)
         if node.value is not None:
-            out.append(Assign(self.span(node), (target,), self.expr(node.value)))
+            out.append(Assign(self.span(node), (target,), self.expr(node.value), annotated=True))
 
     def annotation(self, node: ast.expr | None) -> Expr | None:
         """A type: what it names is not used, so it is not mentioned."""

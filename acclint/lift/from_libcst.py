@@ -684,7 +684,7 @@ class _Lowerer(Names):
         if node.value is not None:
             self.token(1)
             value = self.expr(node.value)
-            out.append(Assign(self.span(start), (target,), value))
+            out.append(Assign(self.span(start), (target,), value, annotated=True))
 
     def annotation(self, node: cst.Annotation | None, width: int = 1) -> Expr | None:
         """A type, with the `:` or `->` before it."""

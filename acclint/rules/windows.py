@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from acclint.findings import Confidence, Severity
-from acclint.knowledge.names import is_way_of_computing, words
+from acclint.knowledge.names import is_accumulation_switch, is_way_of_computing, words
 from acclint.program import NOWHERE, Span
 from acclint.rules.base import Report
 from acclint.simulate import Analysis
@@ -121,7 +121,8 @@ class View:
         if micro is None:
             return Confidence.LOW
         if micro.kind == "call":
-            return Confidence.LOW
+            # An engine's loop (`training_step`) is one over micro-batches if the update waits for a window test.
+            return Confidence.MEDIUM if micro.target and self.gate is not None else Confidence.LOW
         if self.gate is not None and micro.level != "quiet":
             return (
                 Confidence.HIGH
@@ -141,7 +142,9 @@ class View:
     def _has_rivals(self) -> bool:
         """Whether another optimizer that nothing is known about is stepped in the same loop."""
         mine = self.lane.optimizer
-        loops = {loop for window in self.closed if window.update for loop, _ in window.update.loops}
+        updates = [window.update for window in self.closed if window.update is not None]
+        # A function that is called again makes its optimizer anew.
+        loops = {loop for one in updates for loop, _ in one.loops if (loop.kind, loop.level) != ("call", "outer")}
         rivals = [lane for lane in self.run.lanes if lane.optimizer is not mine and lane.parts_unknown]
         steps = [window.update for lane in rivals for window in lane.windows if window.update is not None]
         return any(not loops.isdisjoint(loop for loop, _ in step.loops) for step in steps)
@@ -385,13 +388,13 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
             seen.add(span)
             level = weaker(report.confidence, again[span].confidence)
             if path.flipped:
-                # It is one more thing to assume: the first leaves the middle, another one does not.
-                level = (
-                    ORDER[max(level.rank - 1, 0)] if len(report.assumptions) > 1 else weaker(level, Confidence.MEDIUM)
-                )
+                # It is one more thing to assume: the first leaves the middle, another one does not, unless the same
+                # mistake is there with the other way of computing, too.
+                burdened = len(report.assumptions) > 1
                 report, computing = _depending(analysis, report, path.first, path.flipped)
-                if not alike and not computing:
-                    level = Confidence.LOW
+                if burdened and not (alike and computing):
+                    level = ORDER[max(level.rank - 1, 0)]
+                level = weaker(level, Confidence.MEDIUM if alike or computing else Confidence.LOW)
             else:
                 for key in _decisive(report, path.first, analysis, told):
                     report, computing = _depending(analysis, report, path.first, key)
@@ -420,8 +423,9 @@ def _decisive(report: Report, run: Run, analysis: Analysis, told: dict[str, list
         condition = run.conditions.get(path.flipped)
         if condition is None or told.get(path.flipped, True) or not _trains_alike(run, path.first):
             continue
-        if condition.divides:
-            continue  # The mistake stands on one side itself.
+        said = analysis.text(condition.text_span) or path.flipped
+        if condition.divides or is_accumulation_switch(said):
+            continue  # The mistake stands on one side itself; or it is asked whether to accumulate at all.
         if not any(guard.key == path.flipped or guard.span == condition.text_span for guard in guards):
             found.append(path.flipped)
     return found

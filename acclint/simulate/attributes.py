@@ -5,7 +5,7 @@ from __future__ import annotations
 from acclint.knowledge import names
 from acclint.program import Span, file_of
 from acclint.simulate import values as v
-from acclint.simulate.items import Items
+from acclint.simulate.items import EVERY, Items
 from acclint.simulate.values import (
     ClassValue,
     Closure,
@@ -150,6 +150,8 @@ class Attributes(Items):
             if value.graph:
                 return self.opaque(f"{value.key}.data", value.name, batch=value.batch)
             return value
+        if EVERY in value.attrs and names.is_loss_name(name):
+            return value.attrs[EVERY]  # A dictionary with attributes.
         if name == "loss" and value.graph:
             made = self.opaque(f"{value.key}.loss", "loss", owners=value.owners, graph=True, batch=value.batch)
             made.hint = "output"

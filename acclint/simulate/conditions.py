@@ -307,11 +307,8 @@ class Conditions(Methods):
             return False
         if else_events and "step" in scanner.reach(stmt.orelse) and "step" not in scanner.reach(stmt.body):
             return False  # `if overflow: optimizer.zero_grad() else: optimizer.step()`
-        if (
-            stmt.orelse
-            and _RESUMING.search(key)
-            and not {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
-        ):
+        trains = {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
+        if _RESUMING.search(key) and not trains:
             return _at_first(key) != negated  # A training begins, from nothing.
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.

@@ -100,6 +100,7 @@ class Core:
         self.chosen_parts: dict[tuple[Owner, str], Owner] = {}
         self.called: set[int] = set()
         self.stack: list[p.Function] = []
+        self.selves: list[Value] = []  # the objects whose methods run
         self.budget = STEP_BUDGET
         self.entries = 0
         self.batches = 0
@@ -127,6 +128,7 @@ class Core:
         self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
+        self.toggled: set[Owner] = set()  # frozen while another optimizer's loss is sent backward
         self.hooked: set[Owner] = set()  # parameters whose gradients a hook may scale before they are added
         self.lent: v.Accelerator | None = None  # one that the file is given
         self.layers: dict[Span, list[Owner]] = {}  # BatchNorm layers by the place that makes them
@@ -167,7 +169,10 @@ class Core:
 
     def is_k(self, value: Value) -> bool:
         """Whether a number is the accumulation steps by name or by role."""
-        return any(self.role_of_root(root) == "k" for root in roots_of(value))
+        return any(map(self.is_k_root, roots_of(value)))
+
+    def is_k_root(self, root: str) -> bool:
+        return self.role_of_root(root) == "k"
 
     def derived(self, result: Any, span: Span, *sources: Value) -> Value:
         """A number computed from others: a plain one if no source depends on an unknown."""
@@ -291,11 +296,16 @@ class Core:
             and not isinstance(value, bool)
             and (self.world.is_accumulation(name) or (names.is_batch_size_name(name) and not only_steps))
         ):
-            self.world.hints.setdefault(key, value)
-            return self.number(key, name)
+            return self.setting(value, key, name)
         if value is None and self.world.is_accumulation(name):
             return self.number(key, name)  # `accumulation_steps=None`: what is interesting is when it is given.
         return value
+
+    def setting(self, value: int, key: str, name: str) -> Value:
+        if isinstance(value, bool):
+            return value
+        self.world.hints.setdefault(key, value)
+        return self.number(key, name)
 
     def as_steps(self, value: Num) -> Value:
         """A computed number that is given the name of the accumulation steps: it must be a usable window."""

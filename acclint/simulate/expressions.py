@@ -349,7 +349,7 @@ class Expressions(Conditions):
                 self.recognise(value)
             elif type(value) in _NAMED and value.name[:1] in "<":
                 value.name = target.id
-            elif type(value) is Num and self.world.is_accumulation(target.id):
+            elif type(value) is Num and self.world.is_accumulation(target.id) and target.id not in self.world.counters:
                 value = self.as_steps(value)
             elif type(value) is int and value > MAX_LITERAL:
                 value = self.tunable(value, f"@{target.id}", target.id, only_steps=True)
@@ -357,7 +357,8 @@ class Expressions(Conditions):
             scope.vars[target.id] = value
         elif kind is p.Attr:
             assert isinstance(target, p.Attr)
-            if type(value) is Num and self.world.is_accumulation(target.name):
+            steps = type(value) is Num and self.world.is_accumulation(target.name)
+            if steps and text(target) not in self.world.counters:
                 value = self.as_steps(value)
             self.store_attribute(self.eval(target.value, frame), target.name, value, target.span)
         elif kind is p.Index:

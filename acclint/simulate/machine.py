@@ -313,6 +313,7 @@ class Machine(Linking):
     def run_body(self, closure: Closure, frame: Frame, span: Span) -> Value:
         function = closure.function
         self.stack.append(function)
+        self.selves.append(frame.self_value)
         self.path.append(span)
         grad = self.grad_enabled
         if closure.no_grad:
@@ -321,6 +322,7 @@ class Machine(Linking):
             self.block(function.body, frame)
         finally:
             self.stack.pop()
+            self.selves.pop()
             self.path.pop()
             if closure.no_grad:
                 self.grad_enabled = grad

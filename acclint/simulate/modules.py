@@ -127,6 +127,9 @@ class Modules(Frameworks):
         if name in ("manual_backward",) and args:
             self.backward(args[0], span, via="manual_backward")
             return None
+        if name in ("toggle_optimizer", "untoggle_optimizer"):
+            self.toggle(args[0] if args and name == "toggle_optimizer" else None)
+            return None
         if name in ("forward", "__call__"):
             if type(owner) is Module:
                 return self.forward(owner, args, keywords, span)

@@ -224,7 +224,7 @@ class Operators(Tensors):
                 made = self.number(other.key, other.name)
                 a, b = (made.v, b) if a is None else (a, made.v)
                 left, right = (made, right) if other is left else (left, made)
-        elif type(left) is Opaque and type(right) is Opaque and op not in ("==", "!="):
+        elif type(left) is Opaque and type(right) is Opaque and (op not in ("==", "!=") or self.is_same(left, right)):
             left, right = self.number(left.key, left.name), self.number(right.key, right.name)
             a, b = left.v, right.v
         if a is not None and b is not None:
@@ -242,6 +242,8 @@ class Operators(Tensors):
                 less = isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1"
                 period = numeric(k) + 1 if less else numeric(k)  # A counter from 0 is compared with k - 1.
                 where = said.left.span if less and isinstance(said, p.Binary) else said.span
+                if isinstance(expr.left, p.Const) or isinstance(expr.rights[-1], p.Const):
+                    period = self.whole(k)  # Of a counter that runs down from k to 0, it is where it began.
                 return Num(outcome, roots, expr.span, (period, roots_of(k), counter, where))
             return Num(outcome, roots, expr.span) if roots else outcome
         if isinstance(left, (str, bool, type(None), tuple, list)) and isinstance(
@@ -252,6 +254,16 @@ class Operators(Tensors):
             return (left == right) if op == "==" else (left != right) if op == "!=" else Maybe(text(expr))
         negated = op == "!="
         return Maybe(f"{self.key(left)} {'==' if negated else op} {self.key(right)}", negated, expr.span)
+
+    @staticmethod
+    def is_same(one: Opaque, other: Opaque) -> bool:
+        """Whether two values are one number of the program: a counter that starts from `self.k`, and `self.k`."""
+        return one.key == other.key and not (one.graph or one.owners or one.batch or one.hint)
+
+    def whole(self, value: Value) -> Number | None:
+        """The accumulation steps that a number was computed from."""
+        known = [self.numbers[root].v for root in roots_of(value) if root in self.numbers and self.is_k_root(root)]
+        return known[0] if len(known) == 1 else numeric(value)
 
     def end_of_chunks(self, value: Value, number: Number) -> Number:
         """The number that is compared: of a size that a loop goes through in chunks, where this run ends."""
@@ -272,8 +284,10 @@ class Operators(Tensors):
             if other is None:
                 if one is None:
                     return True
-                if type(one) is Opaque and self.world.is_accumulation(one.name):
-                    return False
+                if type(one) is Opaque and (
+                    self.world.is_accumulation(one.name) or names.is_accumulation_switch(one.name)
+                ):
+                    return False  # What is interesting is when it is given.
                 if type(one) in (Opaque, Maybe):
                     if type(one) is Opaque and (one.graph or one.owners or one.batch or one.hint):
                         return False

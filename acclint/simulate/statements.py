@@ -586,8 +586,11 @@ class Statements(Expressions):
                     if isinstance(target, p.Name):
                         # That a plain class of settings does not accumulate is meant so, as a constant is.
                         plain = numeric(value) == 1 and all(getattr(one, "path", "")[-6:] == "object" for one in bases)
-                        if cls.dataclass or (self.world.is_accumulation(target.id) and not plain):
+                        # Without a type it is no field, and no caller can set it.
+                        if (cls.dataclass and one.annotated) or (self.world.is_accumulation(target.id) and not plain):
                             value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
+                        elif isinstance(value, int) and target.id in self.world.class_settings:
+                            value = self.setting(value, f"{stmt.name}.{target.id}", target.id)
                         cls.members[target.id] = body.vars[target.id] = value
         frame.vars[stmt.name] = cls
         if stmt.decorators:

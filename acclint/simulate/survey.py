@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from acclint import program as p
 from acclint.knowledge import names
@@ -28,7 +28,9 @@ def survey(world: World, analysis: Analysis) -> None:
     _walk(world.program.body, world, analysis)
 
     def look_at(module: p.Module) -> None:
-        apart = replace(world, raised=set(), counters=set(), filled=set(), zeroed_names=set(), updating={})
+        apart = replace(
+            world, raised=set(), counters=set(), filled=set(), zeroed_names=set(), updating={}, class_settings=set()
+        )
         _walk(module.body, apart, replace(analysis, moving=set()))
 
     world.on_meeting = look_at
@@ -82,6 +84,8 @@ class _Survey:
             self.sizes |= _loop_sizes(stmt, self.world.scanner)
         elif isinstance(stmt, p.Assign):
             self.assigned.update((one.id, stmt.value) for one in stmt.targets if isinstance(one, p.Name))
+            if not isinstance(stmt.value, p.Const):
+                self.world.class_settings.update(one.name for one in stmt.targets if _is_of_class(one))
             if isinstance(stmt.value, p.Binary) and stmt.value.op in ("+", "-"):
                 self.world.counters.update(text(one) for one in stmt.targets if text(one) == text(stmt.value.left))
         elif isinstance(stmt, p.Augment):
@@ -187,13 +191,21 @@ class _Survey:
         self.world.accumulation_names |= {name for name in tested if not names.is_batch_size_name(name)}
 
     def _note_updates(self, stmt: p.If) -> None:
-        """Under which outcome of a test updates happen; None where two places differ."""
+        """Under which outcome of a test updates happen, or go on; None where two places differ."""
         body, orelse = ("step" in self.world.scanner.reach(part) for part in (stmt.body, stmt.orelse))
         key, negated = plain_test(stmt.test)
+        if not (body or orelse) and len(stmt.body) == 1 and isinstance(stmt.body[0], p.Break):
+            orelse = key.replace(".", "").isidentifier()  # `if args.one_batch: break`: a setting that ends each pass
         if body != orelse and (negated or not names.is_trial(key)):
             known = self.world.updating.setdefault(key, body != negated)
             if known != (body != negated):
                 self.world.updating[key] = None
+
+
+def _is_of_class(target: p.Expr) -> TypeGuard[p.Attr]:
+    """Whether an attribute of a class is set: `cls.accumulate = args.accumulate`."""
+    base = target.value if isinstance(target, p.Attr) else None
+    return isinstance(base, p.Name) and (base.id == "cls" or base.id[:1].isupper())
 
 
 def _divisor(expr: p.Expr) -> str:

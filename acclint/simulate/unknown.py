@@ -393,8 +393,7 @@ class Unknown(Modules):
             # Whatever it is made from, it is a loss.
             base.graph = True
             base.owners = base.owners or frozenset((Owner(base.name),))
-        # Arithmetic that was taken for that of data: it may hold the division.
-        self.backward(base, span, sure="<computed>" not in base.attrs)
+        self.backward(base, span)
         return None
 
     def step_method(self, base: Opaque, name: str, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:

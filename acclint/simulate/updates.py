@@ -10,7 +10,7 @@ from acclint.simulate import values as v
 from acclint.simulate.losses import doubts
 from acclint.simulate.schedules import Schedules
 from acclint.simulate.trace import Backward
-from acclint.simulate.values import NOBODY, Closure, Opaque, Owner, Owners, ParamSet, Tensor, Value
+from acclint.simulate.values import NOBODY, Closure, Instance, Opaque, Owner, Owners, ParamSet, Tensor, Value
 from acclint.simulate.vocabulary import HANDLES_GRADIENTS, ZEROING
 from acclint.simulate.world import Restart
 
@@ -31,9 +31,10 @@ class Updates(Schedules):
             # A backward call behind a closure or a table of functions: these loops train after all.
             self.world.loud |= hidden
             raise Restart
+        if type(value) is Opaque and "<computed>" in value.attrs:
+            sure = False  # Arithmetic that was taken for that of data: it may hold the division.
         loss = self.as_loss(value, span)
-        known = list(self.ledger.optimizers)
-        only = known[0] if len(known) == 1 and known[0].parts else None
+        only = self.only_optimizer()
         # Where the file says which tensors ask for gradients, a loss may be of a leaf that is no parameter.
         if only is not None and only.parts and not (loss.graph and loss.owners) and not self.run.freezes:
             # A program that is run as it stands has a graph here: it was the abstract run that lost it.
@@ -56,6 +57,7 @@ class Updates(Schedules):
             if only.guessed and len(models) == 1:
                 # Whoever zeroes that module zeroes these. Of several (a critic, a teacher) nobody knows whose they are.
                 self.wild[models[0]] = only
+        reached = self.live(reached)  # What is frozen by now gets no gradient, though the loss came through it.
         sure = sure and not any(owner.overlaps(one) for owner in reached for one in self.hooked)
         self.run.backwards.append(
             Backward(number, event, terms, reached, sure and _known_scale(loss), loss.divisors, self.replaying > 0)
@@ -63,12 +65,31 @@ class Updates(Schedules):
         self.ledger.backward(number, reached)
         self.sent[id(loss)] = (loss, number)
 
+    def only_optimizer(self) -> v.Optimizer | None:
+        """The one optimizer of known parameters that a loss can be meant for: the object's own, or the file's."""
+        known = list(self.ledger.optimizers)
+        if len(known) > 1 and self.selves and type(self.selves[-1]) is Instance:
+            held = {id(value) for value in self.selves[-1].attrs.values()}
+            known = [one for one in known if id(one) in held]
+        return known[0] if len(known) == 1 and known[0].parts else None
+
     def zero(self, owners: Owners, span: Span, what: str, optimizer: v.Optimizer | None = None) -> None:
         event = self.event("zero", span, what=what, optimizer=optimizer)
         if optimizer is not None:
             self.ledger.zero(lambda owner: self.ledger.owns(optimizer, owner), event)
         else:
             self.ledger.zero(self.covers(owners), event)
+
+    def toggle(self, optimizer: Value) -> None:
+        """Lightning's toggle: the parameters of all other optimizers ask for no gradient; None: they do again."""
+        for owner in self.toggled:
+            self.set_requires_grad(owner, True)
+        self.toggled = set()
+        if type(optimizer) is v.Optimizer and optimizer.parts:
+            others = {part for one in self.ledger.optimizers if one is not optimizer for part in one.parts or ()}
+            self.toggled = {one for one in others if not any(one.overlaps(part) for part in optimizer.parts)}
+            for owner in self.toggled:
+                self.set_requires_grad(owner, False)
 
     def may_zero(self, what: str, span: Span, again: bool = False) -> None:
         """A call of something unknown that may zero gradients, nobody knows which.

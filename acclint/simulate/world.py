@@ -64,6 +64,7 @@ class World:
     accumulates: bool = False  # whether a method `accumulate()` is called somewhere
     raised: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
+    class_settings: set[str] = field(default_factory=set)  # attributes of classes that the file sets
     filled: set[str] = field(default_factory=set)  # lists that the file appends to
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)

@@ -1,0 +1,366 @@
+"""How settings, countdowns, toggles and records of losses are understood: forms seen in public training code."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from acclint.findings import Confidence, Severity
+from acclint.lint import check_text
+from acclint.settings import Settings
+
+SHOWN = dataclasses.replace(Settings(), min_severity=Severity.WARNING, min_confidence=Confidence.MEDIUM)
+
+
+def codes(text: str) -> set[str]:
+    return {one.code for one in check_text(text, "train.py", SHOWN).findings}
+
+
+# eastonYi/OpenASR, src/solvers/cif.py: how many micro-batches an update takes is set by a class of another file.
+COUNTDOWN = """\
+import torch.nn.functional as F
+from solvers import Solver
+
+class Net(Solver):
+    def epoch(self):
+        n_accu_batch = self.accumulate_grad_batch
+        total = len(self.loader)
+        for i, (x, y) in enumerate(self.loader):
+            i += 1
+            loss = F.mse_loss(self.model(x), y){division}
+            if {first}:
+                self.optimizer.zero_grad()
+            loss.backward()
+            n_accu_batch -= 1
+            if n_accu_batch == 0 or i == total:
+                self.optimizer.step()
+                n_accu_batch = self.accumulate_grad_batch
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "division", "expected"),
+    [
+        ("n_accu_batch == self.accumulate_grad_batch", " / self.accumulate_grad_batch", set()),
+        ("n_accu_batch == self.accumulate_grad_batch", "", {"ACC001"}),
+        ("n_accu_batch != 0", " / self.accumulate_grad_batch", {"ACC002"}),
+    ],
+)
+def test_a_countdown_starts_from_k(first: str, division: str, expected: set[str]) -> None:
+    assert codes(COUNTDOWN.format(first=first, division=division)) == expected
+
+
+# brendanartley/CZII-Competition, src/modules/train.py: the setting is asked for twice, before and in the loop.
+ONE_BATCH = """\
+import torch.nn.functional as F
+from parts import make_optimizer, make_model
+
+def main(cfg, loader):
+    if cfg.{setting}:
+        cfg.epochs = 1
+    model = make_model(cfg)
+    optimizer = make_optimizer(model, cfg)
+    for epoch in range(cfg.epochs):
+        for i, (x, y) in enumerate(loader):
+            F.mse_loss(model(x), y).backward()
+            if (i + 1) % cfg.grad_accumulation == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            if cfg.{setting}:
+                break
+"""
+
+
+@pytest.mark.parametrize("setting", ["fast_dev_run", "one_batch_only"])
+def test_a_setting_that_ends_each_pass_at_once_is_off(setting: str) -> None:
+    assert codes(ONE_BATCH.format(setting=setting)) == {"ACC001"}
+
+
+# Oran-Ac/LOT-CRS, src/train_conv.py: the quotient of something unknown is not undivided.
+QUOTIENT = """\
+import torch
+from accelerate import Accelerator
+from encoders import make_encoder
+from transformers import GPT2LMHeadModel
+
+class Talker(GPT2LMHeadModel):
+    def forward(self, ids=None, labels=None):
+        return self.transformer(ids)
+
+def main(args, loader):
+    accelerator = Accelerator()
+    model = Talker.from_pretrained(args.model)
+    for param in model.parameters():
+        param.requires_grad = False
+    encoder = make_encoder(args)
+    optimizer = torch.optim.SGD([p for n, p in encoder.named_parameters()], lr=1e-3)
+    model, encoder, optimizer = accelerator.prepare(model, encoder, optimizer)
+    for step, batch in enumerate(loader):
+        batch["context"]["embeds"] = encoder(batch["prompt"], mode="talk")
+        loss = model(**batch["context"], labels=batch["answer"]).conv_loss{division}
+        accelerator.backward(loss)
+        if (step + 1) % args.gradient_accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+def test_a_loss_of_something_unknown_may_be_divided_where_it_is_read() -> None:
+    assert codes(QUOTIENT.format(division=" / args.gradient_accumulation_steps")) == set()
+    assert codes(QUOTIENT.format(division="")) == {"ACC001"}
+
+
+# aklein4/MonArc, src/trainers/base_xla_trainer.py: a dictionary whose items are attributes, too.
+RECORD = """\
+import torch
+
+def train(trainer, model, loader):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for x in loader:
+        parts = torch.split(x, 4)
+        for i in range(len(parts)):
+            results = trainer.compute_losses(model, parts[i])
+            for k, v in results.items():
+                results[k] = v{division}
+            results.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+"""
+
+
+def test_what_a_loop_over_the_items_divides_is_divided_as_an_attribute_too() -> None:
+    assert codes(RECORD.format(division=" / len(parts)")) == set()
+    assert codes(RECORD.format(division="")) == {"ACC001"}
+
+
+# facefusion/facefusion-labs, hyperswap/src/training.py: the generator's loss comes through the discriminator.
+TOGGLED = """\
+import torch
+import lightning as L
+from torch import nn
+
+class Swap(L.LightningModule):
+    def __init__(self, accumulate_size):
+        super().__init__()
+        self.automatic_optimization = False
+        self.accumulate_size = accumulate_size
+        self.generator, self.discriminator = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def configure_optimizers(self):
+        return (
+            torch.optim.SGD(self.generator.parameters(), lr=0.1),
+            torch.optim.SGD(self.discriminator.parameters(), lr=0.1),
+        )
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        ends = (batch_idx + 1) % self.accumulate_size == 0
+        one, two = self.optimizers()
+        fake = self.generator(x)
+        first = (1 - self.discriminator(fake)).mean(){division}
+        second = (self.discriminator(fake.detach()) - self.discriminator(y)).mean(){division}
+        {toggle}(one)
+        self.manual_backward(first)
+        if ends:
+            one.step()
+            one.zero_grad()
+        self.untoggle_optimizer(one)
+        self.manual_backward(second)
+        if ends:
+            two.step()
+            two.zero_grad()
+"""
+
+
+def rows(text: str) -> list[list[tuple[float, ...]]]:
+    (loop,) = check_text(text, "train.py", SHOWN).loops
+    return [sorted({tuple(row) for row in updates}) for _, updates in loop.contributions]
+
+
+def test_a_toggled_optimizer_alone_gets_gradients() -> None:
+    text = TOGGLED.format(division=" / self.accumulate_size", toggle="self.toggle_optimizer")
+    assert codes(text) == set()
+    assert rows(text) == [[(1.0,) * 4], [(1.0,) * 4]]
+    assert rows(text.replace("self.toggle_optimizer(one)", "pass"))[1] == [(1.0,) * 8]
+
+
+def test_the_window_test_of_a_training_step_makes_it_a_loop_over_micro_batches() -> None:
+    assert codes(TOGGLED.format(division="", toggle="self.toggle_optimizer")) == {"ACC001"}
+
+
+# ECMWFCode4Earth/DeepR, deepr/model/configs.py: without a type it is no field of the dataclass.
+FIELD = """\
+import torch
+import torch.nn.functional as F
+from dataclasses import dataclass
+
+@dataclass
+class Config:
+    lr: float = 0.1
+    gradient_accumulation_steps{kind} = 1
+
+config = Config()
+
+def train(model, loader):
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr)
+    for i, (x, y) in enumerate(loader):
+        F.mse_loss(model(x), y).backward()
+        if (i + 1) % config.gradient_accumulation_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+def test_what_has_no_type_in_a_dataclass_is_a_constant() -> None:
+    assert codes(FIELD.format(kind=": int")) == {"ACC001"}
+    assert codes(FIELD.format(kind="")) == set()
+
+
+# Orion-AI-Lab/KuroSiwo, training/train_mae.py: that accumulation can be off is no doubt about what it does when on.
+SWITCHED = """\
+def train(configs, model, optimizer, scaler, loader):
+    k = configs["accumulate_gradients"]
+    for i, x in enumerate(loader):
+        if configs["accumulate_gradients"] is None or (i + 1) % k == 0:
+            optimizer.zero_grad()
+        loss = model(x)
+        if configs["accumulate_gradients"] is not None:
+            loss = loss / k
+        if configs["accumulate_gradients"] is None or (i + 1) % k == 0:
+            if configs["mixed_precision"]:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            else:
+                loss.backward()
+                optimizer.step()
+"""
+
+
+def test_that_accumulation_can_be_off_is_no_doubt() -> None:
+    assert codes(SWITCHED) == {"ACC030"}
+
+
+# The same mistake with and without mixed precision is as sure in both branches.
+BOTH = """\
+def train(args, model, optimizer, scaler, loader):
+    for i, (x, y) in enumerate(loader):
+        loss = model(x, y)["loss"]
+        if args.fp16:
+            scaler.scale(loss).backward()
+            if (i + 1) % args.accum_steps == 0:
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        else:
+            loss.backward()
+            if (i + 1) % args.accum_steps == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+"""
+
+
+def test_a_mistake_of_both_ways_of_computing_is_told_at_both() -> None:
+    assert [one.place.row for one in check_text(BOTH, "train.py", SHOWN).findings] == [5, 11]
+
+
+# openpifpaf/openpifpaf, src/openpifpaf/network/trainer.py: the command line sets what the class has as 1.
+CLASS_SETTING = """\
+import torch
+import torch.nn.functional as F
+
+class Trainer:
+    stride = 1
+
+    def __init__(self, model):
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @classmethod
+    def configure(cls, args):
+        {configured}
+
+    def epoch(self, loader):
+        for i, (x, y) in enumerate(loader):
+            F.mse_loss(self.model(x), y).backward()
+            if (i + 1) % self.stride == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("configured", "expected"), [("cls.stride = args.stride", {"ACC001"}), ("pass", set())])
+def test_what_the_command_line_sets_on_a_class_is_a_setting(configured: str, expected: set[str]) -> None:
+    assert codes(CLASS_SETTING.format(configured=configured)) == expected
+
+
+# yjh0410/RT-ODLab, engine.py: each trainer has a model and an optimizer that other files make.
+TWO_TRAINERS = """\
+from builders import build_optimizer
+
+class First:
+    def __init__(self, args, model):
+        self.args = args
+        self.optimizer = build_optimizer(model)
+
+    def train(self, net, loader, criterion):
+        for i, (x, y) in enumerate(loader):
+            (criterion(net(x), y) / self.args.accum).backward()
+            if i % self.args.accum == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+
+class Second(First):
+    def __init__(self, args, model):
+        self.args = args
+        self.optimizer = build_optimizer(model)
+
+    def train(self, net, loader, criterion):
+        for i, (x, y) in enumerate(loader):
+            (criterion(net(x), y) / self.args.accum).backward()
+            if i % self.args.accum == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+"""
+
+
+def test_a_loss_is_meant_for_the_optimizer_of_its_own_object() -> None:
+    made = TWO_TRAINERS.replace("from builders import build_optimizer", "from torch.optim import SGD")
+    made = made.replace("build_optimizer(model)", "SGD(model.parameters(), lr=0.1)")
+    rows = [one.place.row for one in check_text(made, "train.py", SHOWN).findings if one.code == "ACC006"]
+    assert rows == [11, 23]
+
+
+# awmthink/pytorch-in-action, trainer/image_classification_trainer.py
+RESUMED = """\
+import torch
+import torch.nn.functional as F
+
+class Trainer:
+    def __init__(self, args, model, scaler):
+        self.args, self.model, self.scaler, self.steps = args, model, scaler, 0
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def load(self):
+        states = torch.load(self.args.resume)
+        self.steps = int(states["name"].replace("checkpoint-", ""))
+        scaler_states = torch.load("scaler.pt")
+        self.scaler.load_state_dict(scaler_states)
+
+    def train(self, loader):
+        if self.args.resume is not None:
+            self.load()
+        done = self.steps * self.args.accum
+        for x, y in loader:
+            F.mse_loss(self.model(x), y).backward()
+            done += 1
+            if done % self.args.accum != 0:
+                continue
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+"""
+
+
+def test_a_training_begins_from_nothing_whatever_a_resumed_one_loads() -> None:
+    assert codes(RESUMED) == {"ACC001"}
