@@ -59,14 +59,21 @@ def test_a_list_of_something_is_less_sure_than_parts_of_a_batch(header: str, lev
     assert levels(text) == {"ACC001": level}
 
 
+BY_HAND = "for p in model.parameters():\n            p.grad = None"
+
+
 @pytest.mark.parametrize(
-    ("zeroing", "level"),
+    ("optimizer", "zeroing", "level"),
     [
-        ("optimizer.zero_grad()", Confidence.HIGH),
-        ("for p in model.parameters():\n            p.grad = None", Confidence.LOW),  # perhaps of some on purpose
+        (KNOWN, "optimizer.zero_grad()", Confidence.HIGH),
+        (KNOWN, BY_HAND, Confidence.HIGH),
+        ("optimizer = make_optimizer(model)", "optimizer.zero_grad()", Confidence.MEDIUM),
+        ("optimizer = make_optimizer(model)", BY_HAND, Confidence.LOW),  # perhaps it holds more than these
     ],
 )
-def test_gradients_dropped_one_by_one_before_the_update_may_be_meant_so(zeroing: str, level: Confidence) -> None:
+def test_gradients_dropped_one_by_one_before_the_update_may_be_meant_so(
+    optimizer: str, zeroing: str, level: Confidence
+) -> None:
     text = f"""
 def train(loader):
     for x, y in loader:
@@ -74,7 +81,7 @@ def train(loader):
         {zeroing}
         optimizer.step()
 """
-    assert levels(text) == {"ACC002": level}
+    assert levels(text, optimizer) == {"ACC002": level}
 
 
 def test_a_metric_beside_the_loss_may_have_no_graph() -> None:

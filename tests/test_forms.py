@@ -364,3 +364,126 @@ class Trainer:
 
 def test_a_training_begins_from_nothing_whatever_a_resumed_one_loads() -> None:
     assert codes(RESUMED) == {"ACC001"}
+
+
+# Georgetown-IR-Lab/cedr, cedr/train.py: samples are counted, two in each micro-batch.
+SAMPLES = """\
+import torch
+import torch.nn.functional as F
+BATCH_SIZE, PART = 16, 2
+
+def train(model, loader):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    total = 0
+    for x, y in loader:
+        F.mse_loss(model(x), y).backward()
+        total += PART
+        if total % BATCH_SIZE == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+def test_a_window_of_samples_is_as_long_as_the_micro_batches_in_it() -> None:
+    (finding,) = [one for one in check_text(SAMPLES, "train.py", SHOWN).findings if one.code == "ACC001"]
+    assert "BATCH_SIZE" not in finding.message
+    assert "8.00x" in finding.message
+
+
+# j-min/VL-T5, src/caption.py and many copies: the window test sets a flag, and the flag gates the update.
+FLAGGED = """\
+import torch
+import torch.nn.functional as F
+
+def train(args, model, loader):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        F.mse_loss(model(x), y).backward()
+        update = True
+        if args.gradient_accumulation_steps > 1:
+            if i == 0:
+                update = False
+            elif i % args.gradient_accumulation_steps == 0 or i == len(loader) - 1:
+                update = True
+            else:
+                update = False
+        if update:
+            optimizer.step()
+            for param in model.parameters():
+                param.grad = None
+"""
+
+
+def test_a_flag_that_a_window_test_sets_is_the_window_test() -> None:
+    (finding,) = [one for one in check_text(FLAGGED, "train.py", SHOWN).findings if one.code == "ACC001"]
+    assert "`args.gradient_accumulation_steps` times too large" in finding.message
+    assert finding.confidence is Confidence.HIGH
+
+
+# vishal-burman/PyTorch-Architectures, toolkit/trainer.py: an object with a schedule for the training that train() is.
+TRAINER = """\
+import torch
+from transformers import get_linear_schedule_with_warmup
+
+class Trainer:
+    def __init__(self, model, loader, epochs=10, k=1):
+        self.model, self.loader, self.epochs, self.k = model, loader, epochs, k
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        steps = epochs * len(self.loader){over}
+        self.scheduler = get_linear_schedule_with_warmup(self.optimizer, 0, steps)
+
+    def train(self):
+        for epoch in range(self.epochs):
+            for i, sample in enumerate(self.loader):
+                (self.model(**sample).loss / self.k).backward()
+                if (i + 1) % self.k == 0 or i + 1 == len(self.loader):
+                    self.optimizer.step()
+                    self.scheduler.step()
+                    self.optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize("epochs", ["epochs=10", "epochs"])
+@pytest.mark.parametrize(("over", "expected"), [("", {"ACC004"}), (" // k", set())])
+def test_the_schedule_of_an_object_is_for_one_call_that_goes_through_all_epochs(
+    epochs: str, over: str, expected: set[str]
+) -> None:
+    text = TRAINER.format(over=over).replace("epochs=10", epochs)
+    assert codes(text) == expected
+
+
+# rgsk/ml-tracks, 05_advanced_topics.py: the loop over the parameters is not the loop that trains.
+OWN_OPTIMIZER = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+class Momentum:
+    def __init__(self, parameters):
+        self.parameters = list(parameters)
+        self.velocities = [torch.zeros_like(p) for p in self.parameters]
+
+    def step(self):
+        for p, v in zip(self.parameters, self.velocities):
+            v.mul_(0.9).add_(p.grad, alpha=1)
+            p.data.add_(v, alpha=-0.1)
+
+    def zero_grad(self):
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad.zero_()
+
+model = nn.Linear(2, 1)
+optimizer = Momentum(model.parameters())
+x, y = torch.randn(10, 2), torch.randn(10, 1)
+for epoch in range(5):
+    loss = F.mse_loss(model(x), y)
+    {zero}
+    loss.backward()
+    optimizer.step()
+"""
+
+
+def test_an_optimizer_by_hand_is_zeroed_in_the_loop_that_trains() -> None:
+    assert codes(OWN_OPTIMIZER.replace("{zero}", "optimizer.zero_grad()")) == set()
+    assert "ACC015" in codes(OWN_OPTIMIZER.replace("{zero}", "pass"))

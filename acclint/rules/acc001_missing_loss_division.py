@@ -11,7 +11,7 @@ from acclint.rules.base import Intent, Report, Rule
 from acclint.rules.rewrites import divide, divided_rate, rate_divisors, smaller_gradient
 from acclint.rules.straight import straight_calls
 from acclint.rules.windows import View, held, owner_phrase, scale_severity, turning, views, weaker
-from acclint.simulate.trace import Backward, Run, Window
+from acclint.simulate.trace import Backward, Loop, Run, Window
 from acclint.simulate.values import Opaque, Term, numeric, roots_of
 
 if TYPE_CHECKING:
@@ -251,6 +251,11 @@ def _divided(view: View, weight: Any) -> bool:
     return abs(abs(float(weight)) * view.k - 1) < 1e-6
 
 
+def _is_of_anything(loop: Loop) -> bool:
+    """Whether the loop over what is taken for micro-batches goes through a list of unknown length."""
+    return not loop.known_length and loop.kind in ("list", "loader")
+
+
 def _undivided(view: View) -> Iterator[Report]:
     for numbers in undivided_sites(view).values():
         backward = view.run.backwards[numbers[0]]
@@ -268,7 +273,7 @@ def _undivided(view: View) -> Iterator[Report]:
         if _sum_over_samples(backward):
             levels.append(Confidence.LOW)
             assumptions.append(("what is summed up in a loop are not the samples of the micro-batch", term.span))
-        if not view.k_text and view.micro is not None and not view.micro.known_length and view.micro.kind != "chunks":
+        if view.gate is None and not view.k_text and view.micro is not None and _is_of_anything(view.micro):
             levels.append(Confidence.LOW)
             assumptions.append(("what is gone through are the micro-batches of one window", view.micro.span))
         k = view.k_phrase()

@@ -87,7 +87,7 @@ for epoch in range(3):
 - The optimizer steps on every micro-batch: there is no accumulation.
 - Another optimizer's gradients are zeroed (a GAN).
 - Low confidence, shown with `--min-confidence low`: gradients are dropped one by one (`p.grad = None`) right before the
-  update, which may be meant for some parameters.
+  update of an optimizer that may hold other parameters, too.
 - accelerate's prepared optimizer: its `zero_grad()` does nothing inside a window, if it is called before the
   `accumulate()` block or after the step.
 
@@ -244,8 +244,8 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     if view.micro is not None and view.micro.kind == "call":
         confidence = Confidence.LOW
     assumptions = view.notes()
-    if not kept and event.data["what"] in _BY_HAND:
-        confidence = Confidence.LOW  # Of some parameters only, which are to have no part in this update.
+    if not kept and event.data["what"] in _BY_HAND and view.assumptions:
+        confidence = Confidence.LOW  # Perhaps of some parameters only, which are to have no part in this update.
     if _now_and_then(view, event):
         confidence = Confidence.LOW  # How many windows it meets, only the simulation's numbers say.
     if view.handed_on is not None:

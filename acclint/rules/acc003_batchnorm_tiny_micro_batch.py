@@ -116,7 +116,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     if not norms:
         return []
     for view in views(analysis, run):
-        if view.k < 2 or view.evidence is Confidence.LOW:
+        if view.k < 2 or view.evidence is Confidence.LOW or not any(len(window.row) > 1 for window in view.closed):
             continue
         sites = {loop.span for window in view.windows for one in view.backwards(window) for loop, _ in one.event.loops}
         for event in norms:

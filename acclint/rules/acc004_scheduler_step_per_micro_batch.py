@@ -196,7 +196,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             intents=(Intent("display", "step it behind the loop over the batches, with the validation loss"),),
             evidence=view.proof(),
         )
-    unit = _unit(view, scheduler, micro_batches)
+    unit = _unit(view, scheduler, micro_batches / _trainings(view, events))
     if unit == "updates" and per_micro and scheduler.floor:
         unit = ""  # It may well fall to its floor in a part of the training.
     if per_update and unit == "updates":
@@ -349,7 +349,13 @@ _PERIODS = ("T_0", "step_size")
 _PARTS = ("LinearLR", "ConstantLR")
 
 
-def _unit(view: View, scheduler: Scheduler, micro_batches: int) -> str:
+def _trainings(view: View, events: list[Event]) -> int:
+    """How many whole trainings the calls of a function are, that goes through the epochs by itself."""
+    around = [loop for loop, _ in events[0].loops if loop.kind != "call"]
+    return max(1, len(_of_calls(events))) if len(around) > 1 else 1
+
+
+def _unit(view: View, scheduler: Scheduler, micro_batches: float) -> str:
     """The unit of the schedule's length, by its value in this run: "micro-batches", "micro-batches of some epochs",
     "updates", "epochs" or "" (unknown).
 

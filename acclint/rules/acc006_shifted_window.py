@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Severity
-from acclint.knowledge.names import is_accumulation_name, is_interval_name
+from acclint.knowledge.names import is_accumulation_name, is_batch_size_name, is_interval_name
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Negate, Report, Rule, Shift
 from acclint.rules.rewrites import divide, undivided
@@ -381,6 +381,8 @@ def _irregular(view: View, gate: Guard) -> Report | None:
         return None
     if set(view.sizes) == {1}:
         return None  # Every micro-batch updates: there is no window at all.
+    if is_batch_size_name(view.tested_text.rpartition(".")[2]):
+        return None  # Samples are counted.
     inner: list[tuple[Window, int]] = []
     before: int | None = None
     for window, size in zip(view.closed, view.sizes, strict=True):

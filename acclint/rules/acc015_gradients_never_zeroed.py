@@ -248,8 +248,11 @@ def _zeroed_elsewhere(view: View) -> Event | None:
 
 
 def _update_loop(view: View) -> Span | None:
+    """The innermost loop that updates as well as calls backward: an update by hand may loop over its parameters."""
     update = view.closed[-1].update
-    return update.loops[-1][0].span if update is not None and update.loops else None
+    trains = {loop.span for window in view.windows for one in view.backwards(window) for loop, _ in one.event.loops}
+    around = [loop.span for loop, _ in update.loops if loop.span in trains] if update is not None else []
+    return around[-1] if around else None
 
 
 def stale_windows(view: View) -> list[int]:

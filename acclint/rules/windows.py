@@ -223,14 +223,11 @@ class View:
     @cached_property
     def k_text(self) -> str:
         """k in the user's own words."""
-        gate = self.gate
-        if gate is not None and gate.bound:
-            return gate.bound
-        if gate is not None:
-            for span, text in self.texts.moduli.items():
-                if span.within(gate.span) or span == gate.remainder:
-                    return text
-        micro = self.micro
+        if not self._counts_in_ones():
+            return ""
+        if self.tested_text:
+            return self.tested_text
+        gate, micro = self.gate, self.micro
         if micro is not None and micro.kind == "count" and micro.level == "window":
             found = self.texts.text(micro.span)
             if found.startswith("range(") and found.endswith(")") and found.count(",") < 2:
@@ -248,9 +245,25 @@ class View:
         return ""
 
     @cached_property
+    def tested_text(self) -> str:
+        """The number in the window test, in the user's own words."""
+        gate = self.gate
+        if gate is None or gate.bound:
+            return gate.bound if gate is not None else ""
+        own = (text for span, text in self.texts.moduli.items() if span.within(gate.span) or span == gate.remainder)
+        return next(own, "")
+
+    def _counts_in_ones(self) -> bool:
+        """Whether the window test counts micro-batches, not the samples in them: its number is the window's."""
+        modulus = self.gate.modulus if self.gate is not None else None
+        return not isinstance(modulus, int) or abs(modulus - self.k) <= 1
+
+    @cached_property
     def k_place(self) -> Span | str:
         """Where k is written in the window test or the loop over micro-batches; else its name, "" if it has none."""
         gate, micro = self.gate, self.micro
+        if not self._counts_in_ones():
+            return ""
         if gate is not None and gate.bound_span is not None:
             return gate.bound_span
         if gate is not None and gate.remainder is not None and gate.remainder != NOWHERE:

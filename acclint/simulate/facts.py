@@ -66,14 +66,16 @@ def common_size(run: Run, lane: Lane) -> int:
 
 
 def nominal_size(sizes: Iterable[int], tested: Collection[object] = ()) -> int:
-    """The most frequent size of windows; of near equals one of `tested`, or the larger one; 0 without any.
+    """The most frequent size of windows; of near equals one of `tested` or a part of it, or the larger one; else 0.
 
-    Of a pass with two full windows, the first and the last one may be of one micro-batch each.
+    A counter of samples comes to the number that is tested in steps. Of a pass with two full windows, the first and the
+    last one may be of one micro-batch each.
     """
     counts = Counter(sizes)
     usual = max(counts.values(), default=0)
     likely = [size for size, count in counts.items() if count >= _NEARLY * usual]
-    return max([size for size in likely if size in tested] or likely, default=0)
+    parts = [size for size in likely if size > 1 and any(isinstance(one, int) and one % size == 0 for one in tested)]
+    return max([size for size in likely if size in tested] or parts or likely, default=0)
 
 
 def micro_loops(run: Run, lane: Lane) -> set[Span]:

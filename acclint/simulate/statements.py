@@ -8,7 +8,7 @@ from typing import Any
 
 from acclint import program as p
 from acclint.knowledge.frameworks import is_module_base
-from acclint.program import Span
+from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.conditions import ends_in_jump, exits
 from acclint.simulate.core import Frame, top_of
@@ -22,6 +22,7 @@ from acclint.simulate.values import (
     Imported,
     Instance,
     Loader,
+    Num,
     Opaque,
     Param,
     ParamSet,
@@ -61,6 +62,8 @@ class Statements(Expressions):
 
     def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
         value = self.eval(stmt.value, frame)
+        if isinstance(value, bool) and isinstance(stmt.value, p.Const):
+            value = self.flag(value, stmt.span)
         target = stmt.targets[0]
         if p.file_of(stmt.span) and isinstance(target, p.Attr) and text(target.value) != "self":
             # `_C.TRAIN.ACCUMULATION_STEPS = 1` in a file of defaults: what the settings of a run change.
@@ -73,6 +76,15 @@ class Statements(Expressions):
             self.assign(target, value, frame)
             if type(value) is Tensor:
                 self.watch_growth(stmt.span, text(target), value)
+
+    def flag(self, value: bool, span: Span) -> Value:
+        """`update = True` under a window test: who asks for it asks for that test."""
+        guard = self.guards[-1] if self.guards and self.loops else None
+        if guard is None or guard.modulus is None or guard.unknown:
+            return value
+        where = guard.remainder or guard.bound_span or NOWHERE
+        known = {root for root in guard.roots if root in self.numbers and self.numbers[root].v == guard.modulus}
+        return Num(value, guard.roots, span, (guard.modulus, frozenset(known), guard.counter, where))
 
     def gradient_view(self, stmt: p.Assign, frame: Frame) -> bool:
         """`p.grad = flat[i:j].view_as(p)`: the gradient is a part of another tensor, which zeroes it too."""
