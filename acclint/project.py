@@ -46,7 +46,7 @@ def link(program: Program, path: Path) -> Program:
         file, imports, leads = todo.popleft()
         for name in sorted(imports):
             try:
-                found = _find(file.parent, root, name)
+                found = _find(file, root, name)
             except OSError:  # a folder that must not be read, a name that is too long
                 continue
             if found is None or found[0] == path:
@@ -83,8 +83,9 @@ def _root(folder: Path) -> Path:
 
 
 @lru_cache(maxsize=4096)
-def _find(folder: Path, root: Path, name: str) -> tuple[Path, str] | None:
-    """The file that the dotted name leads to from `folder`, and the part of the name that is its own."""
+def _find(file: Path, root: Path, name: str) -> tuple[Path, str] | None:
+    """The file that the dotted name leads to from a file, and the part of the name that is its own."""
+    folder = file.parent
     dots = len(name) - len(name.lstrip("."))
     parts = name[dots:].split(".")
     if dots:
@@ -97,7 +98,7 @@ def _find(folder: Path, root: Path, name: str) -> tuple[Path, str] | None:
     for base in (folder, *folder.parents):
         for start in (base, base / "src"):
             found = _below(start, "", parts)
-            if found is not None:
+            if found is not None and found[0] != file:  # `utils/model.py` that imports `model`, the package
                 return found
         if base == root:
             break

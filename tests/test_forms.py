@@ -487,3 +487,53 @@ for epoch in range(5):
 def test_an_optimizer_by_hand_is_zeroed_in_the_loop_that_trains() -> None:
     assert codes(OWN_OPTIMIZER.replace("{zero}", "optimizer.zero_grad()")) == set()
     assert "ACC015" in codes(OWN_OPTIMIZER.replace("{zero}", "pass"))
+
+
+# keonlee9420/Comprehensive-Transformer-TTS, train.py: a sum of several losses is divided, and each batch updates.
+SEVERAL = """\
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+def train(loader, grad_acc_step):
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step, (x, y) in enumerate(loader, 1):
+        out = model(x)
+        loss = (F.l1_loss(out, y) + 0.1 * F.mse_loss(out, y)) / grad_acc_step
+        loss.backward()
+        {guard}
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("guard", "expected"), [("if step % grad_acc_step == 0:", set()), ("if True:", {"ACC016"})])
+def test_a_sum_of_losses_that_is_divided_for_a_window_that_is_none(guard: str, expected: set[str]) -> None:
+    assert codes(SEVERAL.format(guard=guard)) == expected
+
+
+# A model that is given the labels returns their loss; torchvision's detectors return a dictionary of losses.
+GIVES_LOSS = """\
+def train(model, optimizer, loader, accum_steps):
+    for i, (x, y) in enumerate(loader, 1):
+        {loss}
+        loss.backward()
+        if i % accum_steps == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("loss = model(input_ids=x, labels=y)", {"ACC001"}),
+        ("losses = model(x, y); loss = sum(loss for loss in losses.values())", {"ACC001"}),
+        ("loss = model(input_ids=x, labels=y, scale=1 / accum_steps)", set()),
+        ("loss = model(input_ids=x, labels=y) / accum_steps", set()),
+        ("losses = model(x, y); loss = sum(one / accum_steps for one in losses.values())", set()),
+    ],
+)
+def test_what_a_model_returns_under_the_name_of_a_loss_is_a_mean(loss: str, expected: set[str]) -> None:
+    assert codes(GIVES_LOSS.format(loss=loss)) == expected

@@ -217,6 +217,13 @@ WRONG = {
         ),
         "losses.py": "def objective(out, y):\n    return ((out - y) ** 2).mean()\n",
     }),
+    # keonlee9420/Comprehensive-Transformer-TTS: utils/model.py imports the package `model`, not itself.
+    "a file is called like the package that it imports": ("ACC001", "send(loss)", {
+        "train.py": main(imports="from utils.steps import send", backward="send(loss)"),
+        "utils/steps.py": "from steps import back\n\ndef send(loss):\n    back(loss)\n",
+        "steps/__init__.py": "from .sending import back\n",
+        "steps/sending.py": "def back(loss):\n    loss.backward()\n",
+    }),
     "a meter of another file keeps the graph": ("ACC005", "meter.add(loss)", {
         "train.py": main(imports="from meters import Meter\nmeter = Meter()",
                          backward="(loss / 5).backward(); meter.add(loss)"),

@@ -11,7 +11,7 @@ from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
 from acclint.rules.acc030_backward_skipped import wasted_siblings
 from acclint.rules.base import Action, Gate, Intent, Move, Report, Rule
-from acclint.rules.windows import View, held, owner_phrase, views, weaker
+from acclint.rules.windows import View, held, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Event, Run
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _divided(view: View) -> Report | None:
         for backward in view.backwards(window):
             named = [one for one in backward.divisors if (one[1] or one[2] in tested) and float(one[0]) > 1]
             known = backward.known_scale or (len(backward.divisors) == 1 and backward.divisors[0][2] in tested)
-            if not named or not known or len(backward.terms) != 1:
+            if not named or not known or len({own_data(term) for term, _ in backward.terms}) != 1:
                 return None
             if _thrown_away(view, backward):
                 return None

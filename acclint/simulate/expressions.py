@@ -347,6 +347,8 @@ class Expressions(Conditions):
             if type(value) is Opaque and value.name.startswith("<"):
                 value.name = target.id
                 self.recognise(value)
+            elif type(value) is Opaque and value.hint == "forward" and _is_plain_loss(target.id):
+                value.hint = "output"  # `loss = model(x, y)`, `for loss in model(x, y).values()`
             elif type(value) in _NAMED and value.name[:1] in "<":
                 value.name = target.id
             elif type(value) is Num and self.world.is_accumulation(target.id) and target.id not in self.world.counters:
@@ -381,7 +383,7 @@ class Expressions(Conditions):
             items = [given.get(text(target), item) for target, item in zip(targets, items, strict=False)]
         if type(value) is Opaque and value.graph and value.hint == "forward":
             for target, item in zip(targets, items, strict=False):
-                if type(item) is Opaque and names.is_loss_name(text(target)) and _plain_loss(text(target)):
+                if type(item) is Opaque and _is_plain_loss(text(target)):
                     item.hint = "output"  # `_, train_loss = model(batch)`, as `model(batch)[0]`
         if stars and len(items) >= len(targets) - 1:
             at = stars[0]
@@ -411,8 +413,8 @@ class Expressions(Conditions):
         return [self.item(value, i) for i in range(count)]
 
 
-def _plain_loss(name: str) -> bool:
-    return {"sum", "scaled", "total", "summed"}.isdisjoint(names.words(name))
+def _is_plain_loss(name: str) -> bool:
+    return names.is_loss_name(name) and {"sum", "scaled", "total", "summed"}.isdisjoint(names.words(name))
 
 
 _EXPRESSIONS: dict[type, Callable[[Expressions, Any, Frame], Value]] = {

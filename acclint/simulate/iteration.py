@@ -303,7 +303,9 @@ class Iteration(Gradients):
         return iter([self.item_of(value) for _ in range(count)])
 
     def item_of(self, value: Opaque) -> Opaque:
-        return self.opaque(f"item({value.key})", value.name, owners=value.owners, graph=value.graph, batch=value.batch)
+        made = self.opaque(f"item({value.key})", value.name, owners=value.owners, graph=value.graph, batch=value.batch)
+        made.hint = value.hint if value.hint in ("forward", "output") else ""
+        return made
 
     def many_turns(self) -> int:
         """The number of turns of a loop that cannot train, above which a few of them stand for all.

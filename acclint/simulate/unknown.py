@@ -329,9 +329,11 @@ class Unknown(Modules):
             key = self.opaque(f"item({base.key}.keys())", "key")
             return every if name == "values" else [(key, one) for one in every]
         if name in ("items", "values", "keys", "copy") and not args:
-            return self.opaque(
+            made = self.opaque(
                 f"{base.key}.{name}()", base.name, owners=base.owners, graph=base.graph, batch=base.batch
             )
+            made.hint = base.hint
+            return made
         if name == "add_argument" and args:
             return self.add_argument(base, args, keywords)
         if name in ("parse_args", "parse_known_args"):
