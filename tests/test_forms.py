@@ -537,3 +537,23 @@ def train(model, optimizer, loader, accum_steps):
 )
 def test_what_a_model_returns_under_the_name_of_a_loss_is_a_mean(loss: str, expected: set[str]) -> None:
     assert codes(GIVES_LOSS.format(loss=loss)) == expected
+
+
+# jolibrain/wheatley, alg/pretrain.py: what is left over is from another call of the function, and no window.
+CALLED_AGAIN = """\
+import torch
+import torch.nn.functional as F
+
+PAIRS = [(torch.randn(4, 2), torch.randn(4, 1)), (torch.randn(4, 2), torch.randn(4, 1))]
+
+def pretrain(model, make):
+    optimizer = make(model.parameters())
+    for x, y in PAIRS:
+        F.mse_loss(model(x), y).backward()
+        optimizer.step()
+"""
+
+
+def test_what_another_call_of_the_function_has_left_over_is_no_window() -> None:
+    every = dataclasses.replace(SHOWN, min_confidence=Confidence.LOW)
+    assert "ACC001" not in {one.code for one in check_text(CALLED_AGAIN, "train.py", every).findings}

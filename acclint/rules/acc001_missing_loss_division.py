@@ -164,6 +164,8 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
     suspects: dict[tuple[Span, ...], list[int]] = {}
     cleared: set[tuple[Span, ...]] = set()
     for window in view.full:
+        if _of_several_calls(view, window):
+            continue
         by_site: dict[tuple[Span, ...], list[int]] = {}
         for backward in view.backwards(window):
             if not backward.replay:
@@ -192,6 +194,13 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             else:
                 cleared.add(site)
     return {site: numbers for site, numbers in suspects.items() if site not in cleared}
+
+
+def _of_several_calls(view: View, window: Window) -> bool:
+    """Whether a window holds what another call of the function that trains has left over."""
+    calls = [one.event.loops[:1] for one in view.backwards(window)]
+    update = window.update.loops[:1] if window.update is not None else ()
+    return bool(update) and (update[0][0].kind, update[0][0].level) == ("call", "outer") and set(calls) != {update}
 
 
 def _begun_anew(window: Window, group: list[Backward]) -> bool:
