@@ -402,7 +402,11 @@ def is_trial(text: str) -> bool:
     return _TRIAL.search(text) is not None
 
 
-_SWITCH = re.compile(r"accum|grad\w{0,6}_acc(?!u?ra)", re.IGNORECASE)
+_SWITCH = re.compile(
+    r"accum\w*_?grad|grad\w*_?accum|accum\w*_?(steps?|iters?|every|freq|batches)"
+    r"|(?<![a-z_])accum(ulat(e|ion))?(?![a-z_])",
+    re.IGNORECASE,
+)
 
 
 def is_accumulation_switch(test: str) -> bool:

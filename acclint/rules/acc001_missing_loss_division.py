@@ -262,7 +262,7 @@ def _divided(view: View, weight: Any) -> bool:
 
 def _is_of_anything(loop: Loop) -> bool:
     """Whether the loop over what is taken for micro-batches goes through a list of unknown length."""
-    return not loop.known_length and loop.kind in ("list", "loader")
+    return not loop.known_length and not loop.named and loop.kind in ("list", "loader")
 
 
 def _undivided(view: View) -> Iterator[Report]:
@@ -273,7 +273,10 @@ def _undivided(view: View) -> Iterator[Report]:
         assumptions = list(view.notes())
         if term.reduction == "unknown":
             plain = any(word in term.why.lower() for word in ("loss", "criterion", "crit", "cost"))
-            levels.append(Confidence.MEDIUM if plain else Confidence.LOW)
+            seen = (
+                view.micro is not None and view.micro.kind != "call"
+            )  # Of an engine's loop one thing is taken already.
+            levels.append(Confidence.MEDIUM if plain and seen else Confidence.LOW)
             unknown = f" (`{term.why}` is not known)" if term.why else ""
             assumptions.append((f"the loss is taken as a mean over the micro-batch{unknown}", term.span))
         elif term.why in ("loss", "output", "outputs"):

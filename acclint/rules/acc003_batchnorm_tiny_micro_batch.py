@@ -116,7 +116,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
     if not norms:
         return []
     for view in views(analysis, run):
-        if view.k < 2 or view.evidence is Confidence.LOW or not any(len(window.row) > 1 for window in view.closed):
+        if view.k < 2 or view.evidence is Confidence.LOW or _of_others(view):
             continue
         sites = {loop.span for window in view.windows for one in view.backwards(window) for loop, _ in one.event.loops}
         for event in norms:
@@ -127,6 +127,21 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             if layer not in found:
                 found[layer] = _report(view, run, event.data)
     return [report for report in found.values() if report is not None]
+
+
+def _of_others(view: View) -> bool:
+    """Whether the losses of other optimizers make the windows: a critic's, which reaches the generator, too."""
+    others = {
+        number
+        for lane in view.run.lanes
+        if lane.optimizer is not view.lane.optimizer
+        for window in lane.windows
+        if window.update is not None
+        for number in window.row
+    }
+    return all(
+        len([one for one in window.seen if one in window.row or one not in others]) < 2 for window in view.closed
+    )
 
 
 def _report(view: View, run: Run, data: dict[str, Any]) -> Report:

@@ -196,7 +196,7 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
             intents=(Intent("display", "step it behind the loop over the batches, with the validation loss"),),
             evidence=view.proof(),
         )
-    unit = _unit(view, scheduler, micro_batches / _trainings(view, events))
+    unit = _unit_of_trainings(view, scheduler, events, micro_batches)
     if unit == "updates" and per_micro and scheduler.floor:
         unit = ""  # It may well fall to its floor in a part of the training.
     if per_update and unit == "updates":
@@ -349,10 +349,16 @@ _PERIODS = ("T_0", "step_size")
 _PARTS = ("LinearLR", "ConstantLR")
 
 
-def _trainings(view: View, events: list[Event]) -> int:
-    """How many whole trainings the calls of a function are, that goes through the epochs by itself."""
+def _unit_of_trainings(view: View, scheduler: Scheduler, events: list[Event], micro_batches: int) -> str:
+    """The unit of a length that is either for one of the calls of a function that goes through all epochs by itself,
+    as where an object's `train()` is called once, or for all of them; "" where the two do not go together."""
     around = [loop for loop, _ in events[0].loops if loop.kind != "call"]
-    return max(1, len(_of_calls(events))) if len(around) > 1 else 1
+    calls = len(_of_calls(events)) if len(around) > 1 else 1
+    unit = _unit(view, scheduler, micro_batches)
+    if calls < 2:
+        return unit
+    of_one = _unit(view, scheduler, micro_batches / calls)
+    return of_one if "updates" not in (unit, of_one) or unit in ("", of_one) else unit if not of_one else ""
 
 
 def _unit(view: View, scheduler: Scheduler, micro_batches: float) -> str:

@@ -291,7 +291,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
         level = Confidence.LOW  # What is gone through may well be the samples of one batch.
     if not sent and group[0].guessed and any(one.overlaps(own) for own in group[0].owners for one in _trained(run)):
         level = Confidence.LOW  # A metric beside the loss: what returns both may well detach it.
-    level = weaker(level, _reach(event), Confidence.LOW if beside else Confidence.HIGH)
+    level = weaker(level, _reach(event), Confidence.MEDIUM if beside else Confidence.HIGH)
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]

@@ -373,6 +373,17 @@ def _counts_outer(micro: Loop, events: list[Event]) -> bool:
     return all(len(one) == 1 for one in passes.values()) and len(set().union(*passes.values())) > 1
 
 
+def _in_steps(view: View, gate: Guard) -> bool:
+    """Whether the counter of a window test rises by more than one with each micro-batch."""
+    counters: list[tuple[float, int]] = []
+    for window, size in zip(view.closed, view.sizes, strict=True):
+        guards = [one for one in window.update.guards if one.span == gate.span] if window.update is not None else []
+        at = numeric(guards[-1].counter) if guards else None
+        if at is not None:
+            counters.append((float(at), size))
+    return any(later - earlier > size > 0 for (earlier, _), (later, size) in pairwise(counters))
+
+
 def _irregular(view: View, gate: Guard) -> Report | None:
     """The test is not true every k micro-batches: its counter is reset or raised at the wrong place."""
     k = gate.modulus
@@ -381,7 +392,7 @@ def _irregular(view: View, gate: Guard) -> Report | None:
         return None
     if set(view.sizes) == {1}:
         return None  # Every micro-batch updates: there is no window at all.
-    if is_batch_size_name(view.tested_text.rpartition(".")[2]):
+    if is_batch_size_name(view.tested_text.rpartition(".")[2]) and _in_steps(view, gate):
         return None  # Samples are counted.
     inner: list[tuple[Window, int]] = []
     before: int | None = None

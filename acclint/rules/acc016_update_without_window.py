@@ -124,7 +124,7 @@ def _divided(view: View) -> Report | None:
         for backward in view.backwards(window):
             named = [one for one in backward.divisors if (one[1] or one[2] in tested) and float(one[0]) > 1]
             known = backward.known_scale or (len(backward.divisors) == 1 and backward.divisors[0][2] in tested)
-            if not named or not known or len({own_data(term) for term, _ in backward.terms}) != 1:
+            if not named or not known or not _of_one_batch(backward):
                 return None
             if _thrown_away(view, backward):
                 return None
@@ -146,6 +146,12 @@ def _divided(view: View) -> Report | None:
         intents=_gated(view, view.texts.divided.get(divisors[-1][2], k)),
         evidence=view.proof(),
     )
+
+
+def _of_one_batch(backward: Backward) -> bool:
+    """Whether a loss is one, or several different ones of the same data; not the mean of several passes."""
+    sites = {term.site for term, _ in backward.terms}
+    return len(sites) == len(backward.terms) and len({own_data(term) for term, _ in backward.terms}) == 1
 
 
 def _in_the_window(*actions: Action) -> Intent:

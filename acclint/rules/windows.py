@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from acclint.findings import Confidence, Severity
-from acclint.knowledge.names import is_accumulation_switch, is_way_of_computing, words
+from acclint.knowledge.names import is_accumulation_switch, is_batch_size_name, is_way_of_computing, words
 from acclint.program import NOWHERE, Span
 from acclint.rules.base import Report
 from acclint.simulate import Analysis
@@ -256,7 +256,8 @@ class View:
     def _counts_in_ones(self) -> bool:
         """Whether the window test counts micro-batches, not the samples in them: its number is the window's."""
         modulus = self.gate.modulus if self.gate is not None else None
-        return not isinstance(modulus, int) or abs(modulus - self.k) <= 1
+        samples = is_batch_size_name(self.tested_text.rpartition(".")[2]) or self.tested_text.isdigit()
+        return not (samples and isinstance(modulus, int) and abs(modulus - self.k) > 1)
 
     @cached_property
     def k_place(self) -> Span | str:

@@ -228,7 +228,7 @@ class Attributes(Items):
                 self.run.notes.append(("gradients are set by hand", span))
             return
         if name == "requires_grad" and kind in (Param, Opaque):
-            if value is not False:
+            if v.switch(value) is not False:
                 self.set_requires_grad(base.owner if kind is Param else self.owner_of(base), True)
             return
         if kind is Param and name != "data":

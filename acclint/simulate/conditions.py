@@ -141,8 +141,8 @@ class Conditions(Methods):
             if guard is not None:
                 guard.roots |= value.roots
                 if value.modulus is not None:
-                    guard.modulus = value.modulus[0]
-                    guard.roots |= value.modulus[1]
+                    guard.modulus, guard.k_roots = value.modulus[:2]
+                    guard.roots |= guard.k_roots
                     guard.counter = value.modulus[2]
                     guard.remainder = value.modulus[3]
                     frozen = self.frozen_counter(value, test, guard, desired, stmt)
@@ -253,6 +253,8 @@ class Conditions(Methods):
         chosen = self.choices.get(key, self.world.avoiding.get(key))
         if chosen is None and stmt is None and _RESUMING.search(key):
             chosen = _at_first(key)  # `fresh = args.resume is None`
+        if chosen is None and key.endswith(" is None") and names.is_accumulation_switch(key):
+            chosen = False  # What is interesting is when it accumulates.
         if chosen is None:
             chosen = desired()
         self.run.conditions[key] = Condition(key, span, chosen, matters, divides)
@@ -308,7 +310,7 @@ class Conditions(Methods):
         if else_events and "step" in scanner.reach(stmt.orelse) and "step" not in scanner.reach(stmt.body):
             return False  # `if overflow: optimizer.zero_grad() else: optimizer.step()`
         trains = {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
-        if _RESUMING.search(key) and not trains:
+        if _RESUMING.search(key) and not trains and (stmt.orelse or not body_events):
             return _at_first(key) != negated  # A training begins, from nothing.
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
@@ -363,7 +365,7 @@ class Conditions(Methods):
                 if counted and not jumps and not roots_of(counter) and self.loops[-1].level == "micro":
                     self.learn_k(limit, roots_of(bound), in_test=True)
                 guard.modulus, guard.counter, guard.bound = limit, counter, text(said)
-                guard.bound_span = said.span
+                guard.bound_span, guard.k_roots = said.span, roots_of(bound)
                 guard.roots |= roots_of(bound) | roots_of(counter)
                 return
 

@@ -128,7 +128,7 @@ class Core:
         self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
-        self.toggled: set[Owner] = set()  # frozen while another optimizer's loss is sent backward
+        self.untoggled: set[Owner] | None = None  # what was frozen before an optimizer was toggled
         self.hooked: set[Owner] = set()  # parameters whose gradients a hook may scale before they are added
         self.lent: v.Accelerator | None = None  # one that the file is given
         self.layers: dict[Span, list[Owner]] = {}  # BatchNorm layers by the place that makes them
@@ -302,8 +302,7 @@ class Core:
         return value
 
     def setting(self, value: int, key: str, name: str) -> Value:
-        if isinstance(value, bool):
-            return value
+        """A number that is only the default of a setting."""
         self.world.hints.setdefault(key, value)
         return self.number(key, name)
 

@@ -128,7 +128,8 @@ class Modules(Frameworks):
             self.backward(args[0], span, via="manual_backward")
             return None
         if name in ("toggle_optimizer", "untoggle_optimizer"):
-            self.toggle(args[0] if args and name == "toggle_optimizer" else None)
+            given = args[0] if args else keywords.get("optimizer")
+            self.toggle(given if name == "toggle_optimizer" else None)
             return None
         if name in ("forward", "__call__"):
             if type(owner) is Module:

@@ -280,14 +280,13 @@ class Operators(Tensors):
 
     def identical(self, left: Value, right: Value) -> bool | None:
         """Whether two values are the same object, None if unknown."""
+        left, right = v.switch(left), v.switch(right)
         for one, other in ((left, right), (right, left)):
             if other is None:
                 if one is None:
                     return True
-                if type(one) is Opaque and (
-                    self.world.is_accumulation(one.name) or names.is_accumulation_switch(one.name)
-                ):
-                    return False  # What is interesting is when it is given.
+                if type(one) is Opaque and self.world.is_accumulation(one.name):
+                    return False
                 if type(one) in (Opaque, Maybe):
                     if type(one) is Opaque and (one.graph or one.owners or one.batch or one.hint):
                         return False

@@ -114,7 +114,7 @@ class Ownership(Core):
 
     def set_requires_grad(self, owner: Owner, value: Value) -> None:
         """`requires_grad_` on a whole module or parameter; a part that is thawed leaves the rest in doubt, so live."""
-        if value is False:
+        if v.switch(value) is False:
             self.frozen.add(owner)
         else:
             self.frozen = {one for one in self.frozen if not one.overlaps(owner)}

@@ -62,7 +62,7 @@ class Statements(Expressions):
 
     def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
         value = self.eval(stmt.value, frame)
-        if isinstance(value, bool) and isinstance(stmt.value, p.Const):
+        if isinstance(value, bool) and text(stmt.targets[0]) in self.world.flags:
             value = self.flag(value, stmt.span)
         target = stmt.targets[0]
         if p.file_of(stmt.span) and isinstance(target, p.Attr) and text(target.value) != "self":
@@ -83,8 +83,7 @@ class Statements(Expressions):
         if guard is None or guard.modulus is None or guard.unknown:
             return value
         where = guard.remainder or guard.bound_span or NOWHERE
-        known = {root for root in guard.roots if root in self.numbers and self.numbers[root].v == guard.modulus}
-        return Num(value, guard.roots, span, (guard.modulus, frozenset(known), guard.counter, where))
+        return Num(value, guard.roots, span, (guard.modulus, guard.k_roots, guard.counter, where))
 
     def gradient_view(self, stmt: p.Assign, frame: Frame) -> bool:
         """`p.grad = flat[i:j].view_as(p)`: the gradient is a part of another tensor, which zeroes it too."""
@@ -202,7 +201,7 @@ class Statements(Expressions):
                 given = [*call.args, *(value for name, value in call.keywords if name == "requires_grad")]
                 if text(call.func) == f"{text(target)}.requires_grad_" and len(given) == 1:
                     value = self.eval(given[0], frame)
-            if value is False:
+            if v.switch(value) is False:
                 self.frozen |= parameters.owners
 
     def turn(self, loop: Loop, stmt: p.For, frame: Frame, items: Iterator[Value]) -> str | None:
@@ -601,7 +600,7 @@ class Statements(Expressions):
                         # Without a type it is no field, and no caller can set it.
                         if (cls.dataclass and one.annotated) or (self.world.is_accumulation(target.id) and not plain):
                             value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
-                        elif isinstance(value, int) and target.id in self.world.class_settings:
+                        elif type(value) is int and value and target.id in self.world.class_settings:
                             value = self.setting(value, f"{stmt.name}.{target.id}", target.id)
                         cls.members[target.id] = body.vars[target.id] = value
         frame.vars[stmt.name] = cls

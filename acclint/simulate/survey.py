@@ -29,7 +29,14 @@ def survey(world: World, analysis: Analysis) -> None:
 
     def look_at(module: p.Module) -> None:
         apart = replace(
-            world, raised=set(), counters=set(), filled=set(), zeroed_names=set(), updating={}, class_settings=set()
+            world,
+            raised=set(),
+            counters=set(),
+            filled=set(),
+            zeroed_names=set(),
+            updating={},
+            class_settings=set(),
+            flags=set(),
         )
         _walk(module.body, apart, replace(analysis, moving=set()))
 
@@ -76,6 +83,7 @@ class _Survey:
                 self.gates.append(stmt.test)
         if isinstance(stmt, (p.For, p.While)):
             self._note_moving(stmt)
+            self.world.flags |= _flags(stmt)
         if isinstance(stmt, (p.If, p.While)):
             texts[stmt.test.span] = text(stmt.test)
         elif isinstance(stmt, p.For):
@@ -84,7 +92,7 @@ class _Survey:
             self.sizes |= _loop_sizes(stmt, self.world.scanner)
         elif isinstance(stmt, p.Assign):
             self.assigned.update((one.id, stmt.value) for one in stmt.targets if isinstance(one, p.Name))
-            if not isinstance(stmt.value, p.Const):
+            if isinstance(stmt.value, (p.Attr, p.Index)):
                 self.world.class_settings.update(one.name for one in stmt.targets if _is_of_class(one))
             if isinstance(stmt.value, p.Binary) and stmt.value.op in ("+", "-"):
                 self.world.counters.update(text(one) for one in stmt.targets if text(one) == text(stmt.value.left))
@@ -194,16 +202,28 @@ class _Survey:
         """Under which outcome of a test updates happen, or go on; None where two places differ."""
         body, orelse = ("step" in self.world.scanner.reach(part) for part in (stmt.body, stmt.orelse))
         key, negated = plain_test(stmt.test)
-        if not (body or orelse) and len(stmt.body) == 1 and isinstance(stmt.body[0], p.Break):
-            orelse = key.replace(".", "").isidentifier()  # `if args.one_batch: break`: a setting that ends each pass
+        if len(stmt.body) == 1 and isinstance(stmt.body[0], p.Break) and key.replace(".", "").isidentifier():
+            body, orelse = False, True  # `if args.one_batch: break`: a setting that ends each pass
         if body != orelse and (negated or not names.is_trial(key)):
             known = self.world.updating.setdefault(key, body != negated)
             if known != (body != negated):
                 self.world.updating[key] = None
 
 
+def _flags(loop: p.For | p.While) -> set[str]:
+    """The names that the body of a loop sets to True in one place and to False in another."""
+    found: dict[str, set[object]] = {}
+    todo = list(loop.body)
+    while todo:
+        stmt = todo.pop()
+        todo += [one for body in bodies(stmt) for one in body]
+        if isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Const) and isinstance(stmt.value.value, bool):
+            found.setdefault(text(stmt.targets[0]), set()).add(stmt.value.value)
+    return {name for name, values in found.items() if len(values) == 2}
+
+
 def _is_of_class(target: p.Expr) -> TypeGuard[p.Attr]:
-    """Whether an attribute of a class is set: `cls.accumulate = args.accumulate`."""
+    """Whether an attribute of a class is set, to a setting: `cls.accumulate = args.accumulate`."""
     base = target.value if isinstance(target, p.Attr) else None
     return isinstance(base, p.Name) and (base.id == "cls" or base.id[:1].isupper())
 

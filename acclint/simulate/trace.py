@@ -44,14 +44,16 @@ class Loop:
 class Guard:
     """A condition under which an event happened: the test, its outcome, and what its window arithmetic was.
 
-    `bound` is the text of the modulus where it is the other side of a comparison with a counter; `remainder` is where
-    the remainder is written that the test was made from, perhaps in another statement; without one, the modulus.
+    `k_roots` are the unknowns that the modulus depends on, `roots` those of the test; `bound` is the text of the
+    modulus where it is the other side of a comparison with a counter; `remainder` is where the remainder is written
+    that the test was made from, perhaps in another statement; without one, the modulus.
     """
 
     span: Span
     outcome: bool
     modulus: Number | None = None
     roots: frozenset[str] = frozenset()
+    k_roots: frozenset[str] = frozenset()
     counter: Any = None
     bound: str = ""
     bound_span: Span | None = None

@@ -23,6 +23,8 @@ from acclint.simulate.vocabulary import (
     word_set,
 )
 
+# Arguments by which what is called may weigh the loss that it returns.
+_WEIGHING = word_set("reduction normalizer normaliser denominator total num_items num_tokens loss_scale loss_weight")
 _DATA_SIZE = word_set("size shape numel __len__ nelement")
 _GRADIENT_WORDS = word_set("grad grads gradient gradients scale average allreduce unscale normalize")
 
@@ -104,14 +106,15 @@ class Unknown(Modules):
         made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
         if type(parent) is Opaque:
             made.attrs["<receiver>"] = parent
-        if self.knows_k(callee, values):
+        weighs = "<k>" in callee.attrs or self.may_weigh(values, keywords)
+        if weighs:
             made.attrs["<k>"] = True
         self.note_helper(made, expr)
         if names.is_loss_name(callee.name):
             made.hint = "criterion"
             if any(self.carries_graph(one) for one in values):
                 made.attrs["<scored>"] = True
-        elif graph and not callee.graph and self.is_model(callee) and not self.knows_k(callee, values):
+        elif graph and not callee.graph and self.is_model(callee) and not weighs:
             made.hint = "forward"
         if loaders and not graph and not names.is_of_optimizer(callee.name):
             made.hint = "loader"
@@ -122,9 +125,9 @@ class Unknown(Modules):
                 made.attrs["<size>"] = one.attrs["<size>"]
         return made
 
-    def knows_k(self, callee: Opaque, values: list[Value]) -> bool:
-        """Whether a model is given the accumulation steps, now or before: what it returns may be divided by them."""
-        return "<k>" in callee.attrs or self.given_k(values)
+    def may_weigh(self, values: list[Value], keywords: dict[str, Value]) -> bool:
+        """Whether what is given tells how to weigh a loss: the accumulation steps, a total, a kind of reduction."""
+        return self.given_k(values) or not _WEIGHING.isdisjoint(keywords)
 
     def given_k(self, values: list[Value]) -> bool:
         """Whether the accumulation steps, or what is computed from them, are among some arguments."""
@@ -219,7 +222,7 @@ class Unknown(Modules):
         frame: Frame,
     ) -> Value:
         span = expr.span
-        if self.given_k([*args, *keywords.values()]):
+        if self.may_weigh([*args, *keywords.values()], keywords):
             base.attrs["<k>"] = True
         if name == "backward":
             return self.backward_method(base, args, keywords, span)
@@ -455,7 +458,7 @@ class Unknown(Modules):
             made = self.opaque(key, "<" + last)
             if len(values) <= 3 and args and type(args[0]) is Closure:
                 made.attrs["<wraps>"] = args[0]  # `self.step = Profiled(self.step, name)`
-            if self.given_k(values):
+            if self.may_weigh(values, keywords):
                 made.attrs["<k>"] = True
             made.attrs["<around>"] = next((one for one in values if type(one) is v.Optimizer), None)
             if names.is_loss_name(last):
@@ -482,6 +485,8 @@ class Unknown(Modules):
         elif not graph and not batch:
             made.name = "<" + last
         made.attrs["<given>"] = {text(one): value for one, value in zip(expr.args, args, strict=False)}
+        if self.may_weigh(values, keywords):
+            made.attrs["<k>"] = True
         return made
 
 

@@ -50,7 +50,8 @@ class Updates(Schedules):
             term.sent += 1
         reached = owners
         parts = only.parts if only is not None and only.parts else NOBODY
-        if owners and only is not None and not any(owner.overlaps(part) for owner in owners for part in parts):
+        held = [part for one in self.ledger.optimizers for part in one.parts or ()]
+        if owners and only is not None and not any(owner.overlaps(part) for owner in owners for part in held):
             # The loss comes from something unknown: with one optimizer it can only be meant for that one.
             reached = parts
             models = [owner for owner in owners if not names.is_criterion_name(owner.name)]
@@ -66,11 +67,17 @@ class Updates(Schedules):
         self.sent[id(loss)] = (loss, number)
 
     def only_optimizer(self) -> v.Optimizer | None:
-        """The one optimizer of known parameters that a loss can be meant for: the object's own, or the file's."""
+        """The one optimizer of known parameters that a loss can be meant for: the file's, or the object's own.
+
+        The others are then those of other objects that nothing in the file makes: trainers, of which one is run.
+        """
         known = list(self.ledger.optimizers)
-        if len(known) > 1 and self.selves and type(self.selves[-1]) is Instance:
-            held = {id(value) for value in self.selves[-1].attrs.values()}
-            known = [one for one in known if id(one) in held]
+        running = self.selves[-1] if self.selves else None
+        if len(known) > 1 and type(running) is Instance:
+            theirs = {id(one) for made in self.instances.values() if made is not running for one in made.attrs.values()}
+            known = [one for one in known if id(one) not in theirs]
+            if not any(one is value for one in known for value in running.attrs.values()):
+                return None
         return known[0] if len(known) == 1 and known[0].parts else None
 
     def zero(self, owners: Owners, span: Span, what: str, optimizer: v.Optimizer | None = None) -> None:
@@ -81,15 +88,13 @@ class Updates(Schedules):
             self.ledger.zero(self.covers(owners), event)
 
     def toggle(self, optimizer: Value) -> None:
-        """Lightning's toggle: the parameters of all other optimizers ask for no gradient; None: they do again."""
-        for owner in self.toggled:
-            self.set_requires_grad(owner, True)
-        self.toggled = set()
+        """Lightning's toggle: the parameters of all other optimizers ask for no gradient; None: as it was before."""
+        if self.untoggled is not None:
+            self.frozen, self.untoggled = self.untoggled, None
         if type(optimizer) is v.Optimizer and optimizer.parts:
+            self.untoggled = set(self.frozen)
             others = {part for one in self.ledger.optimizers if one is not optimizer for part in one.parts or ()}
-            self.toggled = {one for one in others if not any(one.overlaps(part) for part in optimizer.parts)}
-            for owner in self.toggled:
-                self.set_requires_grad(owner, False)
+            self.frozen |= {one for one in others if not any(one.overlaps(part) for part in optimizer.parts)}
 
     def may_zero(self, what: str, span: Span, again: bool = False) -> None:
         """A call of something unknown that may zero gradients, nobody knows which.

@@ -598,6 +598,11 @@ class Maybe:
         self.span = span
 
 
+def switch(value: Value) -> Value:
+    """A flag as a plain boolean, whatever test it was set under."""
+    return value.v if type(value) is Num and isinstance(value.v, bool) else value
+
+
 def numeric(value: Value) -> Any:
     """The number a value counts as in this run, or None."""
     if type(value) is Num:

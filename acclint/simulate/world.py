@@ -65,6 +65,7 @@ class World:
     raised: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
     class_settings: set[str] = field(default_factory=set)  # attributes of classes that the file sets
+    flags: set[str] = field(default_factory=set)  # names that one turn of a loop sets to True and to False
     filled: set[str] = field(default_factory=set)  # lists that the file appends to
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
