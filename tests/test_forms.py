@@ -557,3 +557,145 @@ def pretrain(model, make):
 def test_what_another_call_of_the_function_has_left_over_is_no_window() -> None:
     every = dataclasses.replace(SHOWN, min_confidence=Confidence.LOW)
     assert "ACC001" not in {one.code for one in check_text(CALLED_AGAIN, "train.py", every).findings}
+
+
+# Found by a review of the forms above: what looks like them and is something else.
+ALIKE = {
+    "a flag is asked for by identity": """\
+accum = 4
+model = nn.Linear(10, 2)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+loader = DataLoader(TensorDataset(torch.randn(64, 10), torch.randint(0, 2, (64,))), batch_size=4)
+for i, (x, y) in enumerate(loader):
+    if (i + 1) % accum == 0:
+        boundary = True
+    else:
+        boundary = False
+    (F.cross_entropy(model(x), y) / accum).backward()
+    if boundary is False:
+        continue
+    optimizer.step()
+    optimizer.zero_grad()
+""",
+    "a flag says whose turn it is, and who asks for gradients": """\
+gen, critic = nn.Linear(8, 10), nn.Linear(10, 1)
+opt_g = torch.optim.SGD(gen.parameters(), lr=0.1)
+opt_c = torch.optim.SGD(critic.parameters(), lr=0.1)
+loader = DataLoader(TensorDataset(torch.randn(64, 10)), batch_size=4)
+for i, (x,) in enumerate(loader):
+    if i % 2 == 0:
+        critics_turn = True
+    else:
+        critics_turn = False
+    critic.requires_grad_(critics_turn)
+    gen.requires_grad_(not critics_turn)
+    fake = gen(torch.randn(4, 8))
+    if critics_turn:
+        (critic(fake).mean() - critic(x).mean()).backward()
+        opt_c.step()
+        opt_c.zero_grad()
+    else:
+        (-critic(fake).mean()).backward()
+        opt_g.step()
+        opt_g.zero_grad()
+""",
+    "a class counts its micro-batches": """\
+class Trainer:
+    micro, k = 0, 4
+
+    def __init__(self, model):
+        self.model = model
+        self.opt = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def run(self, loader):
+        for x, y in loader:
+            (F.mse_loss(self.model(x), y) / Trainer.k).backward()
+            Trainer.micro = (Trainer.micro + 1) % Trainer.k
+            if Trainer.micro == 0:
+                self.opt.step()
+                self.opt.zero_grad()
+
+Trainer(nn.Linear(4, 1)).run(DataLoader(TensorDataset(torch.randn(64, 4), torch.randn(64, 1)), batch_size=4))
+""",
+    "an object's method also trains what another optimizer holds": """\
+class Trainer:
+    def __init__(self, k):
+        self.model, self.k = nn.Linear(4, 4), k
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+
+    def fit(self, loader, probe, probe_opt):
+        for i, (x, y) in enumerate(loader):
+            (F.mse_loss(self.model(x), x) / self.k).backward()
+            if (i + 1) % self.k == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            probe_opt.zero_grad()
+            F.mse_loss(probe(self.model(x).detach()), y).backward()
+            probe_opt.step()
+
+probe = nn.Linear(4, 1)
+loader = DataLoader(TensorDataset(torch.randn(64, 4), torch.randn(64, 1)), batch_size=4)
+Trainer(4).fit(loader, probe, torch.optim.SGD(probe.parameters(), lr=0.1))
+""",
+    "the mean of k passes over a batch": """\
+def train(model, optimizer, loader, accum_steps):
+    for x, y in loader:
+        loss = sum(F.mse_loss(model(x + torch.randn_like(x)), y) for _ in range(accum_steps)) / accum_steps
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+""",
+    "a model that is told to sum": """\
+from flows import Flow
+
+def train(args, loader):
+    model = Flow(args.dim, reduction="sum")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i, x in enumerate(loader):
+        loss = model(x)
+        loss.backward()
+        if (i + 1) % args.accum == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+""",
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_what_is_like_these_forms_is_something_else(name: str) -> None:
+    head = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+    head += "from torch.utils.data import DataLoader, TensorDataset\n\n"
+    assert codes(head + ALIKE[name]) == set()
+
+
+RESET_TO_TWO = """\
+import torch
+import torch.nn.functional as F
+
+def train(args, model, loader):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    n = 0
+    for epoch in range(3):
+        for x, y in loader:
+            (F.cross_entropy(model(x), y) / args.accum_steps).backward()
+            n += 1
+            if n % args.accum_steps == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                n = 2
+"""
+
+
+def test_a_counter_of_micro_batches_keeps_the_name_of_its_window_where_that_is_wrong() -> None:
+    (finding,) = check_text(RESET_TO_TWO, "train.py", SHOWN).findings
+    assert finding.code == "ACC006"
+    assert "every `args.accum_steps` micro-batches" in finding.message
+
+
+def test_a_hook_before_the_update_may_divide_the_gradients() -> None:
+    hook = """
+    def on_before_optimizer_step(self, optimizer):
+        for p in self.parameters():
+            p.grad.div_(self.accumulate_size)
+"""
+    assert codes(TOGGLED.format(division="", toggle="self.toggle_optimizer") + hook) == set()

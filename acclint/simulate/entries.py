@@ -31,6 +31,7 @@ _COUNTERS = word_set(
 _GIVEN = frozenset({"dataset", "datasets", "data", "scaler"})
 # Lightning calls these without gradients.
 _NO_GRAD_HOOKS = ("validation_", "test_", "predict_", "on_validation", "on_test", "on_predict")
+_GRADIENT_HOOKS = ("on_before_optimizer_step", "on_after_backward", "optimizer_step")
 _FRAMEWORK_BASES = ("Callback", "Hook", "Function")  # whoever has them calls their methods
 
 
@@ -49,6 +50,14 @@ def _engines(machine: Machine) -> None:
     for closure, driver in machine.engine_driven:  # grows on the way
         if id(closure.function) not in machine.called:
             _repeat(machine, closure, None, engine=True, driver=driver if driver in ENGINES else "")
+
+
+def _note_hooks(machine: Machine, cls: ClassValue) -> None:
+    """Methods by which Lightning lets a module change gradients before an update."""
+    for name in _GRADIENT_HOOKS:
+        method = machine.member(cls, name)
+        if type(method) is Closure and machine.scanner.scan(method.function.body).grad:
+            machine.may_zero(name, method.function.span)
 
 
 def _evaluations(machine: Machine) -> None:
@@ -144,6 +153,7 @@ def _repeat(
             if instance.attrs.get("automatic_optimization") is not False:
                 return
             driver = "lightning" if function.name == "training_step" else ""
+            _note_hooks(machine, cls)
         target = closure.bind(instance)
     elif cls is not None:
         target = closure.bind(cls)

@@ -592,20 +592,28 @@ class Statements(Expressions):
             if isinstance(one, p.Define):
                 cls.members[one.function.name] = body.vars[one.function.name] = self.closure(one, frame, cls)
             elif isinstance(one, p.Assign):
-                value = self.eval(one.value, body)
-                for target in one.targets:
-                    if isinstance(target, p.Name):
-                        # That a plain class of settings does not accumulate is meant so, as a constant is.
-                        plain = numeric(value) == 1 and all(getattr(one, "path", "")[-6:] == "object" for one in bases)
-                        # Without a type it is no field, and no caller can set it.
-                        if (cls.dataclass and one.annotated) or (self.world.is_accumulation(target.id) and not plain):
-                            value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
-                        elif type(value) is int and value and target.id in self.world.class_settings:
-                            value = self.setting(value, f"{stmt.name}.{target.id}", target.id)
-                        cls.members[target.id] = body.vars[target.id] = value
+                made = self.eval(one.value, body)
+                for target, value in _each(one.targets, made):
+                    # That a plain class of settings does not accumulate is meant so, as a constant is.
+                    plain = numeric(value) == 1 and all(getattr(base, "path", "")[-6:] == "object" for base in bases)
+                    # Without a type it is no field, and no caller can set it.
+                    if (cls.dataclass and one.annotated) or (self.world.is_accumulation(target.id) and not plain):
+                        value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
+                    elif type(value) is int and value and target.id in self.world.class_settings:
+                        value = self.setting(value, f"{stmt.name}.{target.id}", target.id)
+                    cls.members[target.id] = body.vars[target.id] = value
         frame.vars[stmt.name] = cls
         if stmt.decorators:
             self.decorated(cls, stmt.decorators, frame)
+
+
+def _each(targets: tuple[p.Expr, ...], value: Value) -> Iterator[tuple[p.Name, Value]]:
+    """The names of an assignment in a class, with what each is given: `k, within = 4, 0`."""
+    for target in targets:
+        if isinstance(target, p.Name):
+            yield target, value
+        elif isinstance(target, p.Sequence) and isinstance(value, (tuple, list)):
+            yield from ((one, part) for one, part in zip(target.items, value, strict=False) if isinstance(one, p.Name))
 
 
 def _yields(stmt: p.Stmt) -> bool:
