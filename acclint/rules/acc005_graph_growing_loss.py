@@ -94,8 +94,7 @@ for epoch in range(3):
 - A meter or a logger takes the value itself.
 - The outputs are collected for one backward pass over all of them.
 - No parameter of the model asks for a gradient.
-- Low confidence, shown with `--min-confidence low`: metrics beside the loss, of which it is not known whether they
-  still have a graph.
+- Low confidence, shown with `--min-confidence low`: what is a loss by its name only, and nothing calls backward on.
 
 ## Fix safety
 
