@@ -261,8 +261,9 @@ def _divided(view: View, weight: Any) -> bool:
 
 
 def _is_of_anything(loop: Loop) -> bool:
-    """Whether the loop over what is taken for micro-batches goes through a list of unknown length."""
-    return not loop.known_length and not loop.named and loop.kind in ("list", "loader")
+    """Whether the loop that a window is goes through a list of unknown length, of whatever is in it."""
+    unknown = not loop.known_length and not loop.named
+    return unknown and loop.level == "window" and loop.kind in ("list", "loader")
 
 
 def _undivided(view: View) -> Iterator[Report]:
