@@ -274,9 +274,8 @@ def _undivided(view: View) -> Iterator[Report]:
         assumptions = list(view.notes())
         if term.reduction == "unknown":
             plain = any(word in term.why.lower() for word in ("loss", "criterion", "crit", "cost"))
-            seen = (
-                view.micro is not None and view.micro.kind != "call"
-            )  # Of an engine's loop one thing is taken already.
+            # An engine's loop is not seen either: that would be two things to assume.
+            seen = view.micro is not None and view.micro.kind != "call"
             levels.append(Confidence.MEDIUM if plain and seen else Confidence.LOW)
             unknown = f" (`{term.why}` is not known)" if term.why else ""
             assumptions.append((f"the loss is taken as a mean over the micro-batch{unknown}", term.span))

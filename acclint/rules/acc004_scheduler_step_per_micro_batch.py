@@ -350,15 +350,19 @@ _PARTS = ("LinearLR", "ConstantLR")
 
 
 def _unit_of_trainings(view: View, scheduler: Scheduler, events: list[Event], micro_batches: int) -> str:
-    """The unit of a length that is either for one of the calls of a function that goes through all epochs by itself,
-    as where an object's `train()` is called once, or for all of them; "" where the two do not go together."""
+    """The unit of a length that is for one call of a function that goes through all epochs by itself (an object's
+    `train()`), or else for all calls of the run; "" where only one of the two would be right.
+    """
     around = [loop for loop, _ in events[0].loops if loop.kind != "call"]
     calls = len(_of_calls(events)) if len(around) > 1 else 1
     unit = _unit(view, scheduler, micro_batches)
     if calls < 2:
         return unit
     of_one = _unit(view, scheduler, micro_batches / calls)
-    return of_one if "updates" not in (unit, of_one) or unit in ("", of_one) else unit if not of_one else ""
+    if unit == "updates" and not of_one:
+        return unit
+    differ = unit and of_one and unit != of_one
+    return "" if differ and "updates" in (unit, of_one) else of_one
 
 
 def _unit(view: View, scheduler: Scheduler, micro_batches: float) -> str:

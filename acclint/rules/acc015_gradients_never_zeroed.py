@@ -126,7 +126,6 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         level, assumptions = _sure(view)
         elsewhere = _zeroed_elsewhere(view)
         if elsewhere is not None:
-            level = Confidence.LOW
             assumptions += (("what is zeroed here is taken for other parameters", elsewhere.span),)
         found.setdefault(
             update.span,
