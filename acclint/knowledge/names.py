@@ -272,6 +272,19 @@ def is_limit_name(name: str) -> bool:
     return bool(plural) and (bool(known & _LIMIT_HEAD) or "per" in known)
 
 
+_TURN = _set("step iter iteration idx index itr it i id")
+_TURN_OF = _set("accum batch micro step global train training cur current n iter local update")
+
+
+@lru_cache(maxsize=8192)
+def is_turn_name(name: str) -> bool:
+    """Whether an argument of this name says which turn of the training loop it is (batch_idx, train_iter, i, ...)."""
+    parts = words(name)
+    if parts == ("id",) or not parts or parts[-1] not in _TURN:
+        return False
+    return all(part in _TURN_OF for part in parts[:-1])
+
+
 _LOADER = _set("loader loaders dl dls dataloaders batches iterator minibatches")
 
 

@@ -167,7 +167,7 @@ def _discarding(view: View, window: Window, wiped: dict[int, Event]) -> Iterator
             if _at_the_end(view, event):
                 continue
             loop = turning(view.run.backwards[number].event.loops, view.run.backwards[kept[-1]].event.loops)
-            if loop is None or loop.kind == "call":
+            if loop is None or (loop.kind == "call" and view.window_test is None):
                 continue
             around = [one for one, _ in event.loops]
             if any(loop is one for attack in view.run.of("attack") for one, _ in attack.loops):
@@ -242,7 +242,8 @@ def _report(view: View, span: Span, event: Event, window: Window) -> Report:
     divisions = divide(undivided(view, [window]), view.k_place) if kept and view.k > 1 else ()
     confidence = weaker(view.confidence, Confidence.HIGH)
     if view.micro is not None and view.micro.kind == "call":
-        confidence = Confidence.LOW
+        # The caller's loop is not seen; a window test beside the zeroing says what it goes through.
+        confidence = weaker(confidence, Confidence.LOW if view.window_test is None else Confidence.MEDIUM)
     assumptions = view.notes()
     if not kept and event.data["what"] in _BY_HAND and view.assumptions:
         confidence = Confidence.LOW  # Perhaps of some parameters only, which are to have no part in this update.

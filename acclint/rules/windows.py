@@ -98,7 +98,12 @@ class View:
 
     @cached_property
     def gate(self) -> Guard | None:
-        """The window test: the innermost condition of the update that is not one of the backward call's."""
+        """The window test, if it is known where its counter begins."""
+        return None if self.window_test is None or self.window_test.unknown else self.window_test
+
+    @cached_property
+    def window_test(self) -> Guard | None:
+        """The innermost condition of the update with a modulus that is not one of the backward call's."""
         for window in self.closed:
             event = window.update
             if event is None or not window.seen:
@@ -111,7 +116,7 @@ class View:
             own = [guard for guard in event.guards if (guard.span, guard.outcome) not in around]
             with_window = [guard for guard in own if guard.modulus is not None]
             if with_window:
-                return with_window[-1] if not with_window[-1].unknown else None
+                return with_window[-1]
         return None
 
     @cached_property
@@ -121,8 +126,8 @@ class View:
         if micro is None:
             return Confidence.LOW
         if micro.kind == "call":
-            # An engine's loop (`training_step`) is one over micro-batches if the update waits for a window test.
-            return Confidence.MEDIUM if micro.target and self.gate is not None else Confidence.LOW
+            # The loop of whoever calls this is one over micro-batches if the update waits for a window test.
+            return Confidence.MEDIUM if self.window_test is not None else Confidence.LOW
         if self.gate is not None and micro.level != "quiet":
             return (
                 Confidence.HIGH
@@ -171,7 +176,8 @@ class View:
             )
         micro = self.micro
         if micro is not None and micro.kind == "call" and not micro.target:
-            found.append((Confidence.LOW, "the loop over micro-batches is not in this file", micro.span))
+            level = Confidence.MEDIUM if self.window_test is not None else Confidence.LOW
+            found.append((level, "the loop over micro-batches is not in this file", micro.span))
         if self.run.notes:
             found.append((Confidence.LOW, self.run.notes[0][0], self.run.notes[0][1]))
         zeroed = any(window.zeros for window in self.windows)

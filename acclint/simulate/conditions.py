@@ -231,12 +231,33 @@ class Conditions(Methods):
         if moved and self.loops[-1].level == "micro":
             self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
             raise Restart
-        if "step" not in reached:
-            return self.choose(guard.key, test.span, desired, None)
         turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
-        boundary = isinstance(divisor, int) and divisor > 0 and turn % divisor == 0
         equal = isinstance(test, p.Compare) and test.ops == ("==",)
-        return boundary if equal or not isinstance(test, p.Compare) else not boundary
+        unequal = isinstance(test, p.Compare) and not equal
+        if not isinstance(divisor, int) or divisor < 1:
+            return unequal if "step" in reached else self.choose(guard.key, test.span, desired, None)
+        kept, phase = self.world.phases.get(frozenset(unknown)), self._phase(counter, test)
+        if "step" in reached:
+            if phase is not None and kept is None:
+                self.world.phases[frozenset(unknown)] = phase
+                raise Restart
+            return (turn % divisor == 0) != unequal
+        if phase is None or kept is None:
+            return self.choose(guard.key, test.span, desired, None)
+        # So many turns after the update's test, which reads the same counter.
+        return ((turn + phase - kept) % divisor == 0) != unequal
+
+    def _phase(self, counter: Value, test: p.Expr) -> int | None:
+        """What is added to an unknown counter in a test of its remainder, less the remainder: 1 for `(i + 1) % k == 0`."""
+        number, begins = numeric(counter), [self.numbers.get(root) for root in roots_of(counter)]
+        if isinstance(test, p.Compare):
+            said = [one.value for one in (test.left, *test.rights) if isinstance(one, p.Const)]
+            remainder = said[0] if len(said) == 1 else None
+        else:
+            remainder = 0
+        if number is None or len(begins) != 1 or begins[0] is None or type(remainder) is not int:
+            return None
+        return int(number - begins[0].v) - remainder
 
     def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
         known = self.run.conditions.get(key)

@@ -74,7 +74,7 @@ _BUILTINS = word_set(
     "range len enumerate zip min max sum abs int float bool str list tuple dict set print isinstance hasattr getattr "
     "setattr iter next round map filter sorted reversed any all super type open input id repr object callable vars "
     "divmod pow Exception ValueError RuntimeError StopIteration KeyError slice frozenset property staticmethod "
-    "classmethod exit quit NotImplementedError KeyboardInterrupt TypeError dir format __name__ "
+    "classmethod exec exit quit NotImplementedError KeyboardInterrupt TypeError dir format __name__ "
     "__file__ globals locals complex bytes chr ord hash issubclass"
 )
 
@@ -98,6 +98,8 @@ class Core:
         self.grad_enabled = True
         self.numbers: dict[str, Num] = {}
         self.chosen_parts: dict[tuple[Owner, str], Owner] = {}
+        self.unseen: dict[tuple[Any, ...], Owner] = {}  # the parameters behind losses of unknown making
+        self.undefined: dict[int, Opaque] = {}  # what stands for an abstract method
         self.called: set[int] = set()
         self.stack: list[p.Function] = []
         self.selves: list[Value] = []  # the objects whose methods run
@@ -113,7 +115,6 @@ class Core:
         self.defining = 0  # files whose globals are being made
         self.links: dict[tuple[int, str], tuple[Frame, str, tuple[str, ...]]] = {}
         self.modules: dict[int, Frame] = {}  # the globals of other files, by their numbers
-        self.owners: dict[str, Owner] = {}
         self.templates: dict[Any, tuple[Value, list[Event]]] = {}
         self.last_batch = False
         self.evaluations: dict[Span, int] = {}
@@ -126,6 +127,7 @@ class Core:
         self.parameters: dict[Owner, Param] = {}
         self.attached: dict[tuple[Owner, str], Value] = {}
         self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
+        self.grown: dict[int, tuple[list[Value], str]] = {}  # lists filled from something unknown, and their names
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
         self.untoggled: set[Owner] | None = None  # what was frozen before an optimizer was toggled

@@ -17,16 +17,11 @@ from acclint.simulate.callers import Callers
 from acclint.simulate.scan import bodies, text
 from acclint.simulate.trace import Loop
 from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value, resolution_order
-from acclint.simulate.vocabulary import word_set
 
 if TYPE_CHECKING:
     from acclint.simulate.machine import Machine
 
 _SETTERS = tuple((word,) for word in ("set", "setup", "build", "init", "create", "prepare", "configure", "make"))
-_COUNTERS = word_set(
-    "batch_idx batch_index step idx i it iteration iter batch_i global_step itr n_iter cur_iter step_idx batch_id "
-    "micro_step micro_idx micro_batch_idx accum_step"
-)
 # What a constructor cannot make itself where it is not given.
 _GIVEN = frozenset({"dataset", "datasets", "data", "scaler"})
 # Lightning calls these without gradients.
@@ -172,13 +167,14 @@ def _repeat(
     machine.run.loops.setdefault(function.span, loop)
     machine.loops.append(loop)
     optimizers = sum(one.known for one in machine.run.optimizers)
+    counted = scanner.scan(function.body).counted
     try:
         for turn in range(rounds):
             if has_loop and sum(one.known for one in machine.run.optimizers) > optimizers:
                 break  # A whole training, with an optimizer of its own: it is not called again and again.
             given = dict(values)
             for name in given:
-                if name in _COUNTERS:
+                if names.is_turn_name(name) and (name in counted or not names.is_loader_name(name)):
                     given[name] = turn
                 elif not has_loop and name in ("batch", "data", "inputs", "x", "samples", "sample"):
                     machine.batches += 1

@@ -58,6 +58,9 @@ def _range(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
 def _len(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     value: Value = args[0] if args else None
     kind = type(value)
+    grown = m.grown.get(id(value))
+    if grown is not None and value:
+        return m.number(f"len({grown[1]})", "length")
     if isinstance(value, (list, tuple, dict, set, str)):
         return len(value)
     if kind is Loader:
@@ -97,7 +100,10 @@ def _enumerate(m: Machine, args: list[Value], keywords: dict[str, Value], span: 
     first = numeric(m.as_number(start))
     first = int(first) if first is not None else 0
     if isinstance(args[0], (list, tuple)):
-        return [(first + i, item) for i, item in enumerate(args[0])]
+        numbered: list[Value] = [(first + i, item) for i, item in enumerate(args[0])]
+        if id(args[0]) in m.grown:
+            m.grown[id(numbered)] = (numbered, m.grown[id(args[0])][1])
+        return numbered
     if type(args[0]) is Opaque and not args[0].batch:
         _loop_opaque(m, args[0])
     inner = m.stream(args[0], span)
@@ -363,7 +369,16 @@ def _exit(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
     raise PyRaise("SystemExit")
 
 
+def _exec(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    """`exec(open("configurator.py").read())` beside the settings of a script: they are what it changes."""
+    if not m.stack:
+        for name, value in m.globals.vars.items():
+            m.globals.vars[name] = m.tunable(value, f"@{name}", name, only_steps=True)
+    return None
+
+
 BUILTINS: dict[str, Handler] = {
+    "exec": _exec,
     "range": _range,
     "len": _len,
     "enumerate": _enumerate,

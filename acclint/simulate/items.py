@@ -33,6 +33,7 @@ EVERY = "[every key]"  # what a loop over the items of something unknown has put
 _INDEXED_DATA = word_set("x y X Y data inputs targets images labels batch tokens dataset samples features")
 
 _AXES = 4  # of a tensor whose shape is asked for, where nothing tells
+MERGED = "[merged]"  # the last record that was put into something unknown: `batch.update(outputs)`
 
 
 class Items(Iteration):
@@ -78,6 +79,8 @@ class Items(Iteration):
                 return kept
             if isinstance(index, str) and EVERY in value.attrs and not names.is_count_name(index):
                 return value.attrs[EVERY]
+            if isinstance(index, str) and MERGED in value.attrs and names.is_loss_name(index):
+                return self.item(value.attrs[MERGED], index, span)
             plain = not value.batch and not value.graph and isinstance(index, int)
             name = index if isinstance(index, str) else "<item>" if plain else value.name
             # What a record counts has no graph, whatever else it holds: `metrics["correct"]`.
@@ -122,7 +125,7 @@ class Items(Iteration):
                 return value.items[int(at) % len(value.items)]
             if isinstance(index, str) and index in value.attrs:
                 return value.attrs[index]
-            return Module(value.path, Owner(value.name, value.owner))
+            return Module(value.path, self.part_of(value.owner, value.name))
         if kind is Instance:
             getter = self.member(value.cls, "__getitem__")
             if type(getter) is Closure and not value.cls.dataset:
@@ -201,6 +204,16 @@ class Items(Iteration):
                 base.attrs[EVERY] = value
             base.attrs[f"[{self.key(index)}]"] = value
 
+    def merge(self, record: Opaque, other: Value) -> None:
+        """`record.update(other)` on something unknown: what is said to be a loss comes from the last that has one."""
+        if isinstance(other, dict):
+            for index, value in other.items():
+                record.attrs[f"[{self.key(index)}]"] = value
+        elif type(other) is Opaque:
+            for key in [one for one in record.attrs if one[:2] in ("['", '["')]:
+                del record.attrs[key]
+            record.attrs[MERGED] = other
+
     @staticmethod
     def under_any_key(value: dict[Any, Value]) -> Value:
         """The last item of a dict that was written under a key that is not known; None without one."""
@@ -220,12 +233,23 @@ class Items(Iteration):
             base.graph = True
             base.batch |= value.batch
 
+    def note_grown(self, owner: list[Value], item: Value, name: str) -> None:
+        """A list of records is filled from something unknown: it is as long as that."""
+        loop = self.loops[-1] if self.loops else None
+        unknown = loop is not None and loop.level == "quiet" and not loop.known_length and loop.kind != "call"
+        record = type(item) in (Opaque, Instance, str, list, tuple, dict) and not self.batch_of(item)
+        if unknown and record and not self.graph_owners(item):
+            self.grown[id(owner)] = (owner, name)
+            if len(owner) == 1:
+                owner.append(item)  # Several, where the abstract run makes one: the first may be skipped.
+
     def list_method(self, owner: list[Value], name: str, args: list[Value], expr: p.Call, frame: Frame) -> Value:
         span = expr.span
         if name == "append" and args:
             if len(owner) < 400:
                 owner.append(args[0])
             target = text(expr.func.value) if isinstance(expr.func, p.Attr) else ""
+            self.note_grown(owner, args[0], target)
             self.watch_kept(span, args[0], owner, target)
             return None
         if name == "extend" and args:

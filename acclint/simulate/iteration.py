@@ -55,7 +55,8 @@ class Iteration(Gradients):
         if isinstance(value, (list, tuple, dict, set)):
             loop.kind = "list"
             items = self.keys_of(value) if isinstance(value, dict) else list(value)
-            loop.known_length = len(items) != self.world.turns(self.assignment)  # made of data of unknown length
+            # Else made of data of unknown length.
+            loop.known_length = len(items) != self.world.turns(self.assignment) and id(value) not in self.grown
             feeds = any(type(item) is Opaque and item.batch for item in items[:1])
             loop.fetched = feeds
             if level == "outer" and len(items) > 4 and not feeds:
@@ -185,7 +186,7 @@ class Iteration(Gradients):
 
     def iterate_object(self, value: Value, loop: Loop, wanted: int) -> Iterator[Value]:
         if type(value) is Module:
-            return iter(value.items or [Module(value.path, Owner(value.name, value.owner))])
+            return iter(value.items or [Module(value.path, self.part_of(value.owner, value.name))])
         maker = self.member(value.cls, "__iter__")
         if type(maker) is Closure:
             result = self.invoke(maker.bind(value), [], {}, loop.span)

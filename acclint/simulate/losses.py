@@ -26,7 +26,7 @@ class Losses(Ownership):
             return True
         if not names.is_loss_name(value.name) or value.owner is not None or value.key in self.numbers:
             return False
-        value.owners = frozenset((Owner(value.name),))
+        value.owners = self.unseen_owners(value.name)
         value.graph = True
         return True
 

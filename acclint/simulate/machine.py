@@ -264,7 +264,8 @@ class Machine(Linking):
             return self.opaque(f"{function.name}()", function.name, owners=owners, graph=graph)
         if is_abstract(function):
             # Other classes say what it does.
-            callee = self.opaque(f"{function.name}@{function.span.row}", function.name)
+            made = self.opaque(f"{function.name}@{function.span.row}", function.name)
+            callee = self.undefined.setdefault(id(function), made)  # one, with the same parameters at each call
             return self.unknown_call(callee, args, keywords, _call_at(span), self.globals)
         if names.is_attack_name(function.name):
             self.event("attack", span)

@@ -45,6 +45,11 @@ class Ownership(Core):
             kept = self.chosen_parts[owner, name] = Owner(name, owner)
         return kept
 
+    def unseen_owners(self, name: str) -> Owners:
+        """The parameters that a loss of unknown making depends on: the same ones each time that a place makes it."""
+        place = (name, *self.path[-1:])
+        return frozenset((self.unseen.setdefault(place, Owner(name)),))
+
     def without(self, left: Owners, right: Owners) -> Owners:
         """The parameters of some owners without those of others, which may be parts of them."""
         found = set()

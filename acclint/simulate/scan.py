@@ -56,7 +56,7 @@ class Scan:
     """Names in a piece of code: plain calls, calls on self, other attributes; its jumps, loops and remainders."""
 
     __slots__ = (
-        "attrs", "calls", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "remainder",
+        "attrs", "calls", "counted", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "remainder",
         "returns", "sets_grad", "sums", "torch",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Scan:
         self.grows = False
         self.sums = False
         self.remainder = False
+        self.counted: set[str] = set()  # names of which a remainder is taken
         self.sets_grad = False
         self.torch = False
 
@@ -180,6 +181,7 @@ class Scanner:
         found.grows |= inside.grows
         found.sums |= inside.sums
         found.remainder |= inside.remainder
+        found.counted |= inside.counted
         found.sets_grad |= inside.sets_grad
         found.torch |= inside.torch
         if jumps:
@@ -216,7 +218,9 @@ class Scanner:
                 found.grad |= one.name in ("grad", "_grad")
             elif kind is p.Binary:
                 assert isinstance(one, p.Binary)
-                found.remainder |= one.op == "%"
+                if one.op == "%":
+                    found.remainder = True
+                    found.counted |= _names_in(one.left)
             elif kind is p.Extern:
                 assert isinstance(one, p.Extern)
                 found.attrs.add(one.path.rpartition(".")[2])
@@ -423,6 +427,16 @@ def _variables(test: p.Expr) -> set[str]:
             found.add(text(one))
         if not isinstance(one, p.Attr):
             todo += children(one)
+    return found
+
+
+def _names_in(expr: p.Expr) -> set[str]:
+    found, todo = set(), [expr]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, p.Name):
+            found.add(one.id)
+        todo += children(one)
     return found
 
 

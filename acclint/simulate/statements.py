@@ -176,6 +176,7 @@ class Statements(Expressions):
         loop = Loop(stmt.span, self.entries, "other", level, updates="step" in self.scanner.reach(stmt.body))
         self.entries += 1
         items = self.iterate(iterable, loop, stmt)
+        loop.named |= loop.kind == "count" and self._counts_steps(stmt.iterable)
         if level != "quiet" and type(iterable) in (Loader, Stream, Instance):
             items = self.not_empty(items, loop, type(iterable) is not Loader)
         loop.target = text(stmt.target)
@@ -183,6 +184,15 @@ class Statements(Expressions):
         if type(iterable) is ParamSet:
             self.note_frozen(stmt, iterable, frame)
         return signal
+
+    def _counts_steps(self, iterable: p.Expr) -> bool:
+        """Whether a loop goes through `range(accumulation_steps)` by name, whatever that number is made from."""
+        while isinstance(iterable, p.Call) and iterable.args and text(iterable.func) != "range":
+            iterable = iterable.args[0]  # tqdm(range(...))
+        if not isinstance(iterable, p.Call) or len(iterable.args) != 1:
+            return False
+        count = iterable.args[0]
+        return isinstance(count, (p.Name, p.Attr)) and self.world.is_accumulation(text(count).rpartition(".")[2])
 
     def note_frozen(self, stmt: p.For, parameters: ParamSet, frame: Frame) -> None:
         """`for p in net.parameters(): p.requires_grad = flag`, without a test: where False, no part has a gradient.

@@ -314,6 +314,8 @@ class Unknown(Modules):
             if name == "append" and isinstance(holder, list):
                 holder.append(args[0])
                 self.watch_kept(span, args[0], holder, text(expr.func), plain=False)
+            elif name == "update":
+                self.merge(base, args[0])
             return None
         if name in _DATA_SIZE and base.batch:
             size = base.attrs.get("<size>")
@@ -397,7 +399,7 @@ class Unknown(Modules):
         if not base.graph and self.grad_enabled:
             # Whatever it is made from, it is a loss.
             base.graph = True
-            base.owners = base.owners or frozenset((Owner(base.name),))
+            base.owners = base.owners or self.unseen_owners(base.name)
         self.backward(base, span)
         return None
 

@@ -69,6 +69,8 @@ class World:
     filled: set[str] = field(default_factory=set)  # lists that the file appends to
     zeroed_names: set[str] = field(default_factory=set)
     k_divisions: set[Span] = field(default_factory=set)
+    # What is added to a counter that is raised elsewhere, less the remainder, in the test of the update.
+    phases: dict[frozenset[str], int] = field(default_factory=dict)
     sample_divisions: set[Span] = field(default_factory=set)  # by a batch size, by its name
     avoiding: dict[str, bool] = field(default_factory=dict)  # answers without which a run ended in an error
     updating: dict[str, bool | None] = field(default_factory=dict)  # outcome of a test under which updates happen

@@ -1,0 +1,198 @@
+"""Mistakes that commits of public projects have made or cured, reduced: each names the project and the commit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from acclint.findings import Confidence, Severity
+from acclint.lint import check_text
+from acclint.settings import Settings
+
+SHOWN = dataclasses.replace(Settings(), min_severity=Severity.WARNING, min_confidence=Confidence.MEDIUM)
+
+
+def codes(text: str) -> set[str]:
+    return {one.code for one in check_text(text, "train.py", SHOWN).findings}
+
+
+# lopuhin/kaggle-kuzushiji-2019, kuzushiji/classify/main.py before "zero grad after step": ignite calls it.
+ITERATION = """\
+from ignite.engine import Engine
+
+def create_trainer(model, optimizer, loss_fn, accumulation_steps):
+    def update(engine, batch):
+        {before}
+        x, y = batch
+        loss = loss_fn(model(x), y) / accumulation_steps
+        loss.backward()
+        if engine.state.iteration % accumulation_steps == 0:
+            optimizer.step()
+            {behind}
+        return loss.item()
+    return Engine(update)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "expected"),
+    [
+        ("pass", "optimizer.zero_grad()", set()),
+        ("if engine.state.iteration % accumulation_steps == 1: optimizer.zero_grad()", "pass", set()),
+        ("if engine.state.iteration % accumulation_steps == 0: optimizer.zero_grad()", "pass", {"ACC002"}),
+        ("optimizer.zero_grad()", "pass", {"ACC002"}),
+    ],
+)
+def test_the_loop_of_an_engine(before: str, behind: str, expected: set[str]) -> None:
+    assert codes(ITERATION.format(before=before, behind=behind)) == expected
+
+
+# KatasonovEugene/vesuvius-challenge-surface-detection, src/trainer/trainer.py: the project's base class has the loop.
+STEP = """\
+class Trainer:
+    def __init__(self, model, criterion, optimizer, grad_accum_steps=1):
+        self.model, self.criterion, self.optimizer = model, criterion, optimizer
+        self.grad_accum_steps = grad_accum_steps
+
+    def process_batch(self, batch, {index}, metrics):
+        if ({index} + {begin}) % self.grad_accum_steps == 0:
+            self.optimizer.zero_grad()
+        batch.update(self.model(**batch))
+        losses = self.criterion(**batch)
+        for name in losses.keys():
+            losses[name] = losses[name] / self.grad_accum_steps
+        batch.update(losses)
+        batch["loss"].backward()
+        if ({index} + 1) % self.grad_accum_steps == 0:
+            self.optimizer.step()
+        return batch
+"""
+
+
+@pytest.mark.parametrize("index", ["batch_idx", "train_iter", "current_step", "n_iter"])
+@pytest.mark.parametrize(("begin", "expected"), [("0", set()), ("1", {"ACC002"})])
+def test_the_loop_of_a_caller(index: str, begin: str, expected: set[str]) -> None:
+    assert codes(STEP.format(index=index, begin=begin)) == expected
+
+
+# speechbrain/speechbrain, speechbrain/core.py: subclasses compute the loss; it reaches the same optimizer each time.
+ABSTRACT = """\
+class Brain:
+    def compute_objectives(self, batch):
+        raise NotImplementedError
+
+    def fit_batch(self, batch):
+        should_step = self.step % self.grad_accumulation_factor == 0
+        {before}
+        loss = self.compute_objectives(batch)
+        (loss / self.grad_accumulation_factor).backward()
+        if should_step:
+            self.optimizer.step()
+            {behind}
+        return loss.detach()
+
+    def fit(self, loader):
+        self.step = 0
+        for batch in loader:
+            self.step += 1
+            self.fit_batch(batch)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "expected"),
+    [("pass", "self.optimizer.zero_grad()", set()), ("self.optimizer.zero_grad()", "pass", {"ACC002"})],
+)
+def test_an_abstract_loss(before: str, behind: str, expected: set[str]) -> None:
+    assert codes(ABSTRACT.format(before=before, behind=behind)) == expected
+
+
+# Kamil2601/nanoGPT-chess and Aphoh/nanoGPT-playground, train.py: what a script sets, its command line overrides.
+OVERRIDDEN = """\
+import torch
+from model import GPT
+
+{k}
+batch_size = 12
+{configured}
+model = GPT()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for iter_num in range(1000):
+    optimizer.zero_grad()
+    for micro_step in range(gradient_accumulation_steps):
+        logits, loss = model(*get_batch("train"))
+        loss{division}.backward()
+    optimizer.step()
+"""
+CONFIGURED = "exec(open('configurator.py').read())"
+
+
+@pytest.mark.parametrize(
+    ("k", "configured", "division", "expected"),
+    [
+        ("gradient_accumulation_steps = 1", CONFIGURED, "", {"ACC001"}),
+        ("gradient_accumulation_steps = 1", CONFIGURED, "/gradient_accumulation_steps", set()),
+        ("gradient_accumulation_steps = 1", "", "", set()),
+        ("gradient_accumulation_steps = 5", "", "", {"ACC001"}),
+        ("gradient_accumulation_steps = 5", "", "/gradient_accumulation_steps", set()),
+    ],
+)
+def test_settings_that_are_overridden(k: str, configured: str, division: str, expected: set[str]) -> None:
+    division = f".mul(1 {division})" if division else ""
+    assert codes(OVERRIDDEN.format(k=k, configured=configured, division=division)) == expected
+
+
+# DianDYu/MIDAS_dialog_act, run_classifier.py, and EMBEDDIA/morphological-BERT: the optimizer's own schedule.
+OWN_SCHEDULE = """\
+import csv
+import torch
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+class BERTAdam(Optimizer):
+    def __init__(self, params, lr, warmup=-1, t_total=-1):
+        super().__init__(params, dict(lr=lr, warmup=warmup, t_total=t_total))
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                rate = group["lr"] * max(0, 1 - self.state[p]["step"] / group["t_total"])
+                p.data.add_(p.grad, alpha=-rate)
+                self.state[p]["step"] += 1
+
+class Processor:
+    def read(self, path):
+        lines = []
+        for line in csv.reader(open(path)):
+            lines.append(line)
+        return lines
+
+    def examples(self, path):
+        found = []
+        for i, line in enumerate(self.read(path)):
+            if i == 0:
+                continue
+            found.append(line)
+        return found
+
+def main(args, model):
+    args.train_batch_size = int(args.train_batch_size / args.gradient_accumulation_steps)
+    examples = Processor().examples(args.path)
+    steps = int(len(examples) / args.train_batch_size{division} * args.num_train_epochs)
+    optimizer = BERTAdam(model.parameters(), lr=args.lr, warmup=0.1, t_total=steps)
+    data = TensorDataset(torch.tensor([one.ids for one in examples]))
+    loader = DataLoader(data, batch_size=args.train_batch_size)
+    for _ in range(int(args.num_train_epochs)):
+        for step, batch in enumerate(loader):
+            loss = model(batch) / args.gradient_accumulation_steps
+            loss.backward()
+            if (step + 1) % args.gradient_accumulation_steps == 0:
+                optimizer.step()
+                model.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("division", "expected"), [(" / args.gradient_accumulation_steps", set()), ("", {"ACC004"})])
+def test_the_schedule_of_an_optimizer_of_the_project(division: str, expected: set[str]) -> None:
+    assert codes(OWN_SCHEDULE.format(division=division)) == expected
