@@ -28,8 +28,8 @@ _MAX_BYTES = 120_000  # of one file; what is longer is generated or a library of
 _SETTINGS_BYTES = 8_000  # a file without a word of training may still hold constants
 # What is known by its name (`acclint.knowledge`), and the standard library, is not looked for in the project.
 _KNOWN = frozenset(sys.stdlib_module_names) | {
-    "accelerate", "apex", "deepspeed", "lightning", "numpy", "pytorch_lightning", "tensorflow", "timm", "torch",
-    "torchvision", "tqdm", "transformers",
+    "accelerate", "apex", "deepspeed", "diffusers", "lightning", "numpy", "peft", "pytorch_lightning", "tensorflow",
+    "timm", "torch", "torchvision", "tqdm", "transformers",
 }  # fmt: skip
 _TRAINING = re.compile(
     rb"backward|zero_grad|\.step\(|\boptim\b|Optimizer|DataLoader|[Ss]cheduler|(?i:accum)|nn\.Module|(?i:loss)|BatchNorm"

@@ -196,3 +196,145 @@ def main(args, model):
 @pytest.mark.parametrize(("division", "expected"), [(" / args.gradient_accumulation_steps", set()), ("", {"ACC004"})])
 def test_the_schedule_of_an_optimizer_of_the_project(division: str, expected: set[str]) -> None:
     assert codes(OWN_SCHEDULE.format(division=division)) == expected
+
+
+# facebookresearch/dlrm, dlrm_s_pytorch.py: a run may go on where another has ended; sparse gradients are made dense.
+RESUMED = """\
+import argparse
+import torch
+from torch import nn
+
+def densify(model):
+    for p in model.parameters():
+        if p.grad.is_sparse:
+            p.grad = p.grad.to_dense()
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--load-model", type=str, default="")
+parser.add_argument("--nepochs", type=int, default=1)
+parser.add_argument("--grad-accum-iter", type=int, default=1)
+args = parser.parse_args()
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+skip = 0
+if not (args.load_model == ""):
+    state = torch.load(args.load_model)
+    model.load_state_dict(state["model"])
+    skip = state["epoch"]
+k = 0
+while k < args.nepochs:
+    if k < skip:
+        k += 1
+        continue
+    for j, (x, y) in enumerate(loader):
+        loss = nn.functional.mse_loss(model(x), y) / args.grad_accum_iter
+        if (j + {begin}) % args.grad_accum_iter == 0:
+            optimizer.zero_grad()
+        loss.backward()
+        densify(model)
+        if (j + 1) % args.grad_accum_iter == 0:
+            optimizer.step()
+    k += 1
+"""
+
+
+@pytest.mark.parametrize(("begin", "expected"), [("0", set()), ("1", {"ACC002"})])
+def test_a_run_that_is_not_resumed(begin: str, expected: set[str]) -> None:
+    assert codes(RESUMED.format(begin=begin)) == expected
+
+
+# rasoolims/ImageTranslate, utils.py: the step of torch's optimizer, and rates set beside it.
+DERIVED = """\
+import torch
+from torch import nn
+
+class Warmup(torch.optim.SGD):
+    def step(self, closure=None):
+        {before}
+        super().step(closure)
+        for group in self.param_groups:
+            group["updates"] = group.get("updates", 0) + 1
+            group["lr"] = 0.1 / group["updates"]
+
+def train(model, loader, accum):
+    optimizer = Warmup(model.parameters(), lr=0.1)
+    step = 0
+    for x, y in loader:
+        nn.functional.mse_loss(model(x), y){division}.backward()
+        step += 1
+        if step % accum == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "division", "expected"),
+    [
+        ("pass", ".div(accum)", set()),
+        ("pass", "", {"ACC001"}),
+        ("[p.grad.div_(self.steps) for group in self.param_groups for p in group['params']]", "", set()),
+    ],
+)
+def test_an_optimizer_derived_from_one_of_torch(before: str, division: str, expected: set[str]) -> None:
+    assert codes(DERIVED.format(before=before, division=division)) == expected
+
+
+# eladhoffer/convNet.pytorch, trainer.py: an optimizer that the constructor is given, None by default.
+CHUNKS = """\
+class Trainer:
+    def __init__(self, model, criterion, optimizer=None):
+        self.model, self.criterion = model, criterion
+        self.optimizer = optimizer
+
+    def _step(self, inputs_batch, target_batch, training=False, chunk_batch=1):
+        if training:
+            self.optimizer.zero_grad()
+        for inputs, target in zip(inputs_batch.chunk(chunk_batch, dim=0), target_batch.chunk(chunk_batch, dim=0)):
+            loss = self.criterion(self.model(inputs), target) / chunk_batch
+            if training:
+                loss.backward()
+                {inside}
+        {behind}
+
+    def forward(self, loader, training=False, chunk_batch=1):
+        for inputs, target in loader:
+            self._step(inputs, target, training=training, chunk_batch=chunk_batch)
+
+    def train(self, loader, chunk_batch=1):
+        return self.forward(loader, training=True, chunk_batch=chunk_batch)
+"""
+
+
+@pytest.mark.parametrize(
+    ("inside", "behind", "found"), [("pass", "self.optimizer.step()", False), ("self.optimizer.step()", "pass", True)]
+)
+def test_an_optimizer_that_is_handed_in(inside: str, behind: str, found: bool) -> None:
+    assert bool(codes(CHUNKS.format(inside=inside, behind=behind))) is found
+
+
+# yingkunwu/R-YOLOv4, train.py: a weighted sum of means, none of which is divided.
+WEIGHTED = """\
+import torch
+from torch import nn
+
+def train(model, loader, subdivisions):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    mse, l1 = nn.MSELoss(), nn.L1Loss()
+    for i, (x, y, z) in enumerate(loader):
+        a, b = model(x)
+        loss = 10 * mse(a, y) + l1(b, z){weight}
+        loss{division}.backward()
+        if (i + 1) % subdivisions == 0:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(
+    ("weight", "division", "expected"),
+    [("", "", {"ACC001"}), ("", ".div(subdivisions)", set()), (" * 0.5", "", set())],
+)
+def test_a_weighted_sum_that_is_not_divided(weight: str, division: str, expected: set[str]) -> None:
+    assert codes(WEIGHTED.format(weight=weight, division=division)) == expected

@@ -187,7 +187,7 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
                 # A part of the loss is divided: what is not may be meant so.
                 cleared.add(site)
                 continue
-            weights = [_as_one(view, one, view.effective(window, one)) for one in group]
+            weights = [_as_one(view, one, _plain(window, one) or view.effective(window, one)) for one in group]
             means = all(term is not None and term.reduction in ("mean", "unknown") for term, _ in weights)
             if means and all(abs(abs(float(weight)) - 1) < 1e-6 for _, weight in weights):
                 suspects.setdefault(site, []).extend(numbers)
@@ -254,6 +254,14 @@ def _as_one(view: View, backward: Backward, effective: tuple[Term | None, Any]) 
     alike = len({abs(float(one)) for _, one in backward.terms}) == 1 and (len(sites) > 1 or of_one_batch)
     mean = alike and count != view.k and not any(is_k for _, is_k, _ in backward.divisors)
     return (term, weight * count) if mean and abs(abs(float(weight)) * count - 1) < 1e-6 else (term, weight)
+
+
+def _plain(window: Window, backward: Backward) -> tuple[Term, Any] | None:
+    """A mean that a weighted sum takes as it is, and its weight in the update, where nothing at all is divided."""
+    factor = window.row.get(backward.number, 0)
+    means = [(term, weight * factor) for term, weight in backward.terms if term.reduction in ("mean", "unknown")]
+    plain = (one for one in means if abs(abs(float(one[1])) - 1) < 1e-6)
+    return next(plain, None) if not backward.divisors else None
 
 
 def _divided(view: View, weight: Any) -> bool:

@@ -248,7 +248,7 @@ class Conditions(Methods):
         return ((turn + phase - kept) % divisor == 0) != unequal
 
     def _phase(self, counter: Value, test: p.Expr) -> int | None:
-        """What is added to an unknown counter in a test of its remainder, less the remainder: 1 for `(i + 1) % k == 0`."""
+        """What is added to an unknown counter before its remainder is taken, less the remainder asked for."""
         number, begins = numeric(counter), [self.numbers.get(root) for root in roots_of(counter)]
         if isinstance(test, p.Compare):
             said = [one.value for one in (test.left, *test.rights) if isinstance(one, p.Const)]
@@ -333,6 +333,8 @@ class Conditions(Methods):
         trains = {"backward", "step"} & (scanner.reach(stmt.body) | scanner.reach(stmt.orelse))
         if _RESUMING.search(key) and not trains and (stmt.orelse or not body_events):
             return _at_first(key) != negated  # A training begins, from nothing.
+        if not trains and "load_state_dict" in scanner.reach(stmt.body) - scanner.reach(stmt.orelse):
+            return False  # Nor does it go on where another has ended.
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
             known = self.world.updating.get(key)

@@ -209,7 +209,13 @@ def _expected(machine: Machine, cls: ClassValue) -> dict[str, Value]:
     if type(init) is not Closure:
         return {}
     names_given = [one.name for one in init.function.parameters if init.defaults.get(one.name, 0) is None]
-    return {name: machine.opaque(f"__init__.{name}", name) for name in names_given if _is_of_training(name)}
+    kept = [
+        text(stmt.value)
+        for stmt in init.function.body
+        if isinstance(stmt, p.Assign) and isinstance(stmt.targets[0], p.Attr)
+    ]
+    expected = [one for one in names_given if _is_of_training(one) or (names.is_optimizer_name(one) and one in kept)]
+    return {name: machine.opaque(f"__init__.{name}", name) for name in expected}
 
 
 def _is_of_training(name: str) -> bool:

@@ -14,7 +14,7 @@ from acclint.simulate.values import NOBODY, Closure, Opaque, Owners, Param, Tens
 from acclint.simulate.vocabulary import word_set
 
 _GRAD_OPS = {"add": "+", "sub": "-", "div": "/", "mul": "*"}
-_KEEPS_GRAD = word_set("clone detach to cpu cuda float double half view flatten reshape data")
+_KEEPS_GRAD = word_set("coalesce to_dense clone detach to cpu cuda float double half view flatten reshape data")
 # With these a gradient is copied, for work of its own: several losses' gradients, joined to one direction.
 _COPIES_GRAD = word_set("clone numpy tolist")
 

@@ -21,7 +21,6 @@ from acclint.simulate.values import (
     Module,
     Num,
     Opaque,
-    Owner,
     Param,
     Tensor,
     Value,

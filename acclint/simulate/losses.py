@@ -12,7 +12,7 @@ from acclint.knowledge import names
 from acclint.program import NOWHERE, Span
 from acclint.simulate.core import Frame
 from acclint.simulate.ownership import Ownership
-from acclint.simulate.values import NOBODY, Maybe, Num, Opaque, Owner, Owners, Tensor, Term, Value, numeric, roots_of
+from acclint.simulate.values import NOBODY, Maybe, Num, Opaque, Owners, Tensor, Term, Value, numeric, roots_of
 
 
 class Losses(Ownership):

@@ -374,7 +374,7 @@ class Machine(Linking):
             if kind is not None:
                 # The file's own optimizer class: what its step does besides is not looked at.
                 optimizer = self.make_optimizer(base.path, kind, args, keywords, span)
-                optimizer.replays |= "step" in cls.members or "zero_grad" in cls.members
+                optimizer.replays |= "zero_grad" in cls.members or not self.steps_as_base(cls)
                 return optimizer
         if self.updates_only(cls):
             return self.own_optimizer(cls, args, keywords, span)

@@ -56,8 +56,8 @@ class Scan:
     """Names in a piece of code: plain calls, calls on self, other attributes; its jumps, loops and remainders."""
 
     __slots__ = (
-        "attrs", "calls", "counted", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises", "remainder",
-        "returns", "sets_grad", "sums", "torch",
+        "attrs", "calls", "counted", "externs", "gates", "grad", "grows", "jumps", "loops", "own", "raises",
+        "remainder", "returns", "sets_grad", "sums", "torch",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from acclint import program as p
 from acclint.knowledge import names, optimizers
 from acclint.program import NOWHERE, Span
 from acclint.simulate import values as v
 from acclint.simulate.losses import doubts
+from acclint.simulate.scan import text
 from acclint.simulate.schedules import Schedules
 from acclint.simulate.trace import Backward
 from acclint.simulate.values import NOBODY, Closure, Instance, Opaque, Owner, Owners, ParamSet, Tensor, Value
@@ -199,6 +201,18 @@ class Updates(Schedules):
         found = self.scanner.scan(step.function.body)
         more = bool(said & _MORE_THAN_UPDATES) or found.remainder or found.sets_grad
         return methods <= _OWN_METHODS and "grad" in said and not more
+
+    def steps_as_base(self, cls: v.ClassValue) -> bool:
+        """Whether each call of step() makes one update as the class above does; rates may be set beside it."""
+        step = cls.members.get("step")
+        if type(step) is not Closure:
+            return True
+        body = step.function.body
+        found = self.scanner.scan(body)
+        more = self.scanner.reach(body) & (_MORE_THAN_UPDATES - {"step"}) or found.grad or found.remainder
+        calls = [stmt.value for stmt in body if isinstance(stmt, (p.Do, p.Return, p.Assign))]
+        above = [one for one in calls if isinstance(one, p.Call) and text(one.func).endswith(".step")]
+        return not more and len(above) == 1 and text(above[0].func).startswith("super(")
 
     def own_optimizer(self, cls: v.ClassValue, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """An object of an optimizer class of the project. What it makes of the scale of its gradients is not known."""
