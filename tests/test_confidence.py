@@ -28,16 +28,50 @@ def levels(text: str, optimizer: str = KNOWN) -> dict[str, Confidence]:
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "level"), [(KNOWN, Confidence.HIGH), ("optimizer = make_optimizer(model)", Confidence.LOW)]
+    ("optimizer", "elsewhere", "level"),
+    [
+        (KNOWN, "pass", Confidence.HIGH),
+        ("optimizer = make_optimizer(model)", "pass", Confidence.MEDIUM),
+        ("optimizer = make_optimizer(model)", "clear()", Confidence.LOW),
+    ],
 )
-def test_that_nothing_zeroes_is_sure_of_a_known_optimizer_only(optimizer: str, level: Confidence) -> None:
-    text = """
+def test_that_nothing_zeroes_is_less_sure_of_an_unknown_optimizer(
+    optimizer: str, elsewhere: str, level: Confidence
+) -> None:
+    """The less so where something in the loop zeroes, though the run does not come to it."""
+    text = f"""
+        def clear():
+            model.zero_grad()
+
+        NOAM = False
+
         def train(loader):
             for x, y in loader:
                 F.mse_loss(model(x), y).backward()
                 optimizer.step()
+                if NOAM:
+                    {elsewhere}
     """
     assert levels(text, optimizer) == {"ACC015": level}
+
+
+# IDEA-Research/DINO, engine.py: one way of computing zeroes, the other does not.
+@pytest.mark.parametrize(("test", "level"), [("args.amp", Confidence.MEDIUM), ("args.kind", Confidence.LOW)])
+def test_zeroed_in_another_way_of_computing(test: str, level: Confidence) -> None:
+    text = f"""
+        def train(args, model, optimizer, scaler, loader):
+            for x, y in loader:
+                loss = F.mse_loss(model(x), y)
+                if {test}:
+                    optimizer.zero_grad()
+                    scaler.scale(loss).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+                else:
+                    loss.backward()
+                    optimizer.step()
+    """
+    assert levels(text) == {"ACC015": level}
 
 
 @pytest.mark.parametrize(

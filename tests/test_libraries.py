@@ -783,7 +783,7 @@ class Run:
 """
     assert codes(text) == set()
     assert codes(text.replace(" / self.k", "")) == {"ACC001"}
-    assert codes(text.replace("optimizer.zero_grad()", "pass")) == set()  # Whose they are, nobody knows: no such claim.
+    assert codes(text.replace("optimizer.zero_grad()", "pass")) == {"ACC015"}
 
 
 BESIDE = """\

@@ -630,3 +630,13 @@ def is_count_name(name: str) -> bool:
     """Whether an entry of a record is a count or a share of right answers, which no gradient flows through."""
     parts = words(name)
     return bool(parts) and not _COUNTED.isdisjoint(parts) and "loss" not in parts
+
+
+_INDEX = _set("ids idx idxs indices index indexes")
+
+
+@lru_cache(maxsize=8192)
+def is_index_name(name: str) -> bool:
+    """Whether a name says that its values are positions, which no gradient flows through (`ids_slice`, `idx`)."""
+    parts = words(name)
+    return bool(parts) and not _INDEX.isdisjoint((parts[0], parts[-1]))

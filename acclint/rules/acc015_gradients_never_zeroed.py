@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
 from acclint.knowledge import names
-from acclint.program import Span
+from acclint.program import NOWHERE, Span
 from acclint.rules.base import Action, Intent, Move, Report, Rule, Zero
-from acclint.rules.windows import View, held, owner_phrase, same_turn, views
-from acclint.simulate.trace import Backward, Event, Run
+from acclint.rules.windows import View, held, owner_phrase, same_turn, views, weaker
+from acclint.simulate.trace import Backward, Event, Loop, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -79,8 +79,8 @@ for epoch in range(3):
 - The optimizer steps once and the program ends.
 - Several steps follow with the gradient of one backward pass.
 - Two losses reach the same parameters in one turn of the loop before these are updated: a trunk of several heads.
-- Something has to be assumed, say that the optimizer is one of torch's: such reports have low confidence, which is
-  shown with `--min-confidence low`.
+- Low confidence, shown with `--min-confidence low`: something has to be assumed, say that the optimizer is one of
+  torch's, and the loop is none over a loader, or something in it may zero.
 
 ## Fix safety
 
@@ -210,11 +210,30 @@ def _sure(view: View) -> tuple[Confidence, tuple[tuple[str, Span | None], ...]]:
     """How sure a report on a lane can be, and what it takes for granted.
 
     That nothing zeroes is a claim about all of the code: with anything left to assume, half of such reports were wrong.
+    It is likelier in a loop over a loader in which nothing zeroes, not even where the run does not come to.
     """
     if view.handed_on is None:
-        return Confidence.LOW if view.assumptions else Confidence.HIGH, view.notes()
+        loop = view.run.loops.get(_update_loop(view) or NOWHERE)
+        plain = loop is not None and (loop.kind == "loader" or loop.fetched) and len(view.assumptions) < 2
+        plain = plain and loop is not None and (not loop.clears or _zeroed_in_another_way(view, loop))
+        level = weaker(Confidence.MEDIUM if plain else Confidence.LOW, view.confidence)
+        return level if view.assumptions else Confidence.HIGH, view.notes()
     told = (f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span)
     return Confidence.LOW, (*view.notes(), told)
+
+
+def _zeroed_in_another_way(view: View, loop: Loop) -> bool:
+    """Whether the loop zeroes where the same is computed in another way: with fp16, say."""
+    mine = next((path.flipped for path in view.texts.paths if view.run in (path.first, path.second)), "")
+    for path in view.texts.paths:
+        if path.flipped == mine or "" not in (path.flipped, mine):
+            continue  # They differ in more than one condition.
+        condition = path.first.conditions.get(path.flipped or mine)
+        said = (view.texts.text(condition.text_span) if condition is not None else "") or path.flipped or mine
+        zeroes = any(one.span == loop.span for zero in path.first.of("zero") for one, _ in zero.loops)
+        if zeroes and names.is_way_of_computing(said):
+            return True
+    return False
 
 
 def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...]:

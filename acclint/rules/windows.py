@@ -158,7 +158,7 @@ class View:
     def assumptions(self) -> list[tuple[Confidence, str, Span | None]]:
         found: list[tuple[Confidence, str, Span | None]] = []
         optimizer = self.lane.optimizer
-        if optimizer is not None and not optimizer.known:
+        if optimizer is not None and not (optimizer.known or optimizer.own):
             if self.lane.parts_unknown and self._has_rivals():
                 found.append((Confidence.LOW, f"which parameters `{optimizer.name}` holds is not known", None))
             else:

@@ -347,6 +347,8 @@ class Expressions(Conditions):
             if type(value) is Opaque and value.name.startswith("<"):
                 value.name = target.id
                 self.recognise(value)
+            elif type(value) is Opaque and value.graph and names.is_index_name(target.id):
+                value = self.opaque(value.key, target.id, batch=value.batch)
             elif type(value) is Opaque and value.hint == "forward" and _is_plain_loss(target.id):
                 value.hint = "output"  # `loss = model(x, y)`, `for loss in model(x, y).values()`
             elif type(value) in _NAMED and value.name[:1] in "<":

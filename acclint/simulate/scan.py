@@ -308,8 +308,15 @@ class Scanner:
 
     def zeroes(self, function: p.Function) -> bool:
         """Whether a function has a way to zero gradients in it, perhaps under a condition."""
-        zeroing = not ZEROING.isdisjoint(self.reach(function.body))
-        return zeroing or any(self.scan(part).grad for part in self._called(function.body))
+        return self.handles_gradients(function.body)
+
+    def handles_gradients(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether a body, or what it calls, zeroes gradients or reads `.grad`, perhaps under a condition."""
+        return not ZEROING.isdisjoint(self.reach(body)) or any(self.scan(part).grad for part in self._called(body))
+
+    def may_clear(self, body: tuple[p.Stmt, ...]) -> bool:
+        """The same, or whether a name in it may mean zeroing."""
+        return self.handles_gradients(body) or any(map(names.may_zero, self.reach(body)))
 
     def class_matters(self, cls: p.Class) -> bool:
         """The same for a class: for one of its methods, or since it holds nothing but settings."""

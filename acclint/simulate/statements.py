@@ -173,7 +173,7 @@ class Statements(Expressions):
     def do_for(self, stmt: p.For, frame: Frame) -> str | None:
         iterable = self.eval(stmt.iterable, frame)
         level = self.level(stmt)
-        loop = Loop(stmt.span, self.entries, "other", level, updates="step" in self.scanner.reach(stmt.body))
+        loop = self.new_loop(stmt, "other", level)
         self.entries += 1
         items = self.iterate(iterable, loop, stmt)
         loop.named |= loop.kind == "count" and self._counts_steps(stmt.iterable)
@@ -184,6 +184,11 @@ class Statements(Expressions):
         if type(iterable) is ParamSet:
             self.note_frozen(stmt, iterable, frame)
         return signal
+
+    def new_loop(self, stmt: p.For | p.While, kind: str, level: str) -> Loop:
+        loop = Loop(stmt.span, self.entries, kind, level, updates="step" in self.scanner.reach(stmt.body))
+        loop.clears = loop.updates and level != "quiet" and self.scanner.may_clear(stmt.body)
+        return loop
 
     def _counts_steps(self, iterable: p.Expr) -> bool:
         """Whether a loop goes through `range(accumulation_steps)` by name, whatever that number is made from."""
@@ -273,7 +278,7 @@ class Statements(Expressions):
 
     def do_while(self, stmt: p.While, frame: Frame) -> str | None:
         level = self.level(stmt)
-        loop = Loop(stmt.span, self.entries, "while", level, updates="step" in self.scanner.reach(stmt.body))
+        loop = self.new_loop(stmt, "while", level)
         self.entries += 1
         cap = {
             "micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2,

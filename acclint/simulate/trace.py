@@ -18,7 +18,8 @@ class Loop:
     (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
     its target; of a call, what is known to make it once per batch. `bounds` are the unknowns that a range with a stride
     depends on; `end` is its end where the run goes through more or fewer chunks than its numbers say: the number that
-    stands for it, and the one at which this run ends. `updates`: its body steps an optimizer.
+    stands for it, and the one at which this run ends. `updates`: its body steps an optimizer; `clears`: something in
+    it, or in what it calls, may zero gradients, whether the run came to it or not.
     """
 
     span: Span
@@ -38,6 +39,7 @@ class Loop:
     bounds: frozenset[str] = frozenset()
     end: tuple[Any, Number] | None = None
     updates: bool = False
+    clears: bool = False
 
 
 @dataclass(eq=False, slots=True)

@@ -217,7 +217,7 @@ class Updates(Schedules):
     def own_optimizer(self, cls: v.ClassValue, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """An object of an optimizer class of the project. What it makes of the scale of its gradients is not known."""
         made = self.make_optimizer(f"{_OPTIMIZER_BASES[0]}: {cls.name}", optimizers.OTHER, args, keywords, span)
-        made.known = False
+        made.known, made.own = False, True
         self.own_schedule(made, keywords.get("t_total"), span)  # BertAdam, copied into a project
         return made
 

@@ -297,6 +297,7 @@ class Optimizer:
         "lr",
         "name",
         "number",
+        "own",
         "parts",
         "plain_sgd",
         "replays",
@@ -314,6 +315,7 @@ class Optimizer:
         self.invariant = False
         self.plain_sgd = False
         self.replays = False
+        self.own = False  # of a class of the project whose step() does what one of torch does
         self.lr: Value = None
         self.gate: Accelerator | None = None
         self.attrs: dict[str, Value] = {}
