@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
@@ -126,7 +127,8 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
         level, assumptions = _sure(view)
         elsewhere = _zeroed_elsewhere(view)
         if elsewhere is not None:
-            assumptions += (("what is zeroed here is taken for other parameters", elsewhere.span),)
+            level = Confidence.LOW
+            assumptions += (("what is done to gradients here is taken to leave these as they are", elsewhere.span),)
         found.setdefault(
             update.span,
             Report(
@@ -255,14 +257,22 @@ def _intents(view: View, update: Event, zeros: list[Event]) -> tuple[Intent, ...
 
 
 def _zeroed_elsewhere(view: View) -> Event | None:
-    """A module that is zeroed in the loop of an optimizer whose parameters are not known: they may be the same."""
+    """What may zero these parameters in the loop: parts of an unknown module, or a module where the optimizer's are not
+    known; or something unknown that is given gradients before the first backward pass of a window.
+    """
     optimizer = view.lane.optimizer
-    if optimizer is None or optimizer.known or optimizer.parts is not None:
-        return None
-    inside_loop = [
-        event for event in view.run.of("zero") if any(loop.span == _update_loop(view) for loop, _ in event.loops)
-    ]
-    return next((event for event in inside_loop if event.data["optimizer"] is None), None)
+    unknown = optimizer is not None and not optimizer.known and optimizer.parts is None
+    for event in view.run.of("zero"):
+        if any(loop.span == _update_loop(view) for loop, _ in event.loops):
+            part = view.lane.owner.unseen and any(one.within(view.lane.owner) for one in event.data["owners"])
+            if part or (unknown and event.data["optimizer"] is None):
+                return event
+    for before, window in pairwise(view.windows):
+        first = next((one.event.number for one in view.backwards(window) if one.number not in before.row), None)
+        for event in window.edits:
+            if event.data.get("unsure") and first is not None and event.number < first:
+                return event
+    return None
 
 
 def _update_loop(view: View) -> Span | None:

@@ -162,7 +162,7 @@ class Attributes(Items):
         # `data["train"].dataloader`: what holds a loader is no batch.
         batch: frozenset[int] = frozenset() if names.is_loader_name(name) else value.batch
         if name == "shape" and value.graph:
-            return self.opaque(f"{value.key}.shape", "size", batch=value.batch or frozenset((0,)))
+            return self.opaque(f"{value.key}.shape", "size", batch=value.batch or v.SOME_DATA)
         made = self.opaque(f"{value.key}.{name}", name, owners=value.owners, graph=value.graph, batch=batch)
         if "<size>" in value.attrs:
             made.attrs["<size>"] = value.attrs["<size>"]
@@ -212,6 +212,8 @@ class Attributes(Items):
         return v.Bound(value, name)
 
     def store_attribute(self, base: Value, name: str, value: Value, span: Span) -> None:
+        if type(base) is v.Grad and base.shared and name == "data":
+            base, name = self.parameter(base.owner), "grad"  # `p.grad.data = x` is `p.grad = x`.
         kind = type(base)
         if getattr(value, "name", "")[:1] == "<" and isinstance(getattr(value, "name", None), str):
             value.name = name

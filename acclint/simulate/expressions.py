@@ -342,6 +342,8 @@ class Expressions(Conditions):
 
     def assign(self, target: p.Expr, value: Value, frame: Frame) -> None:
         kind = type(target)
+        if type(value) is Opaque and value.batch == v.SOME_DATA and names.is_loader_name(text(target)):
+            value = self.opaque(value.key, text(target).rpartition(".")[2])  # `self.train_loader = data["train"]`
         if kind is p.Name:
             assert isinstance(target, p.Name)
             if type(value) is Opaque and value.name.startswith("<"):

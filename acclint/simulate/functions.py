@@ -582,7 +582,7 @@ def _autograd_grad(m: Machine, args: list[Value], keywords: dict[str, Value], sp
         term.sent += 1
     owners = m.owners_of(inputs) if inputs is not None else NOBODY
     graph = keywords.get("create_graph") is True
-    return [Tensor(owners if graph else NOBODY, graph, batch=frozenset((0,)))]
+    return [Tensor(owners if graph else NOBODY, graph, batch=v.SOME_DATA)]
 
 
 def _clip(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:

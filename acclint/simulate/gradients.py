@@ -87,6 +87,9 @@ class Gradients(Updates):
     def scale_gradient(self, owners: Owners, value: Value, op: str, span: Span) -> None:
         number = self.as_number(value) if not self.is_data(value) else None
         amount = numeric(number) if number is not None else None
+        if amount == 0 and op == "*":
+            self.zero(owners, span, "grad *= 0")
+            return
         factor: Any = 1  # in place of one that is not known
         if amount:
             factor = (
@@ -96,6 +99,16 @@ class Gradients(Updates):
         event = self.event("edit", span, how="scale", factor=factor if known else None)
         self.ledger.edit(self.covers(owners), lambda a: a * factor, event)
         if not known:
+            self.unsure_edit(owners, event)
+
+    def write_gradient(self, gradient: v.Grad, index: Value, value: Value, span: Span) -> None:
+        """`p.grad[:] = 0`; what else is written into a gradient may be anything."""
+        owners = frozenset((gradient.owner,))
+        if numeric(value) == 0 and isinstance(index, tuple) and index[1:] == (None, None, None):
+            self.zero(owners, span, "grad[:] = 0")
+        else:
+            event = self.event("edit", span, how="unknown", what="grad")
+            self.ledger.edit(self.covers(owners), lambda a: a, event)
             self.unsure_edit(owners, event)
 
     def unsure_edit(self, owners: Owners, event: Event) -> None:

@@ -96,7 +96,7 @@ class Items(Iteration):
                 self.note_part(self.batches, value, self.bound(index[1], 0), self.bound(index[2], None), None)
                 made.batch = value.batch | {self.batches}
             elif not value.batch and not value.graph and value.name in _INDEXED_DATA:
-                made.batch = frozenset((0,))
+                made.batch = v.SOME_DATA
             value.attrs[f"[{key}]"] = made
             return made
         if kind is Tensor:
@@ -129,7 +129,7 @@ class Items(Iteration):
             getter = self.member(value.cls, "__getitem__")
             if type(getter) is Closure and not value.cls.dataset:
                 return self.invoke(getter.bind(value), [index], {}, span)
-            return self.opaque(f"{value.key}[]", "<item>", batch=frozenset((0,)) if value.cls.dataset else frozenset())
+            return self.opaque(f"{value.key}[]", "<item>", batch=v.SOME_DATA if value.cls.dataset else frozenset())
         if kind is v.Bound and value.name == "shape":
             if isinstance(index, tuple) and index and index[0] == "slice":
                 lower, upper = numeric(index[1]), numeric(index[2])
@@ -137,7 +137,7 @@ class Items(Iteration):
             size = getattr(value.owner, "size", None)
             return size if size is not None and index == 0 else self.number("shape", "size")
         if kind is v.Dataset:
-            return self.opaque("dataset[]", "<item>", batch=frozenset((0,)))
+            return self.opaque("dataset[]", "<item>", batch=v.SOME_DATA)
         if kind is Imported:
             return value
         if kind is Param and at is not None:
@@ -195,6 +195,8 @@ class Items(Iteration):
             self.watch_kept(span, value, base, target)
         elif type(base) is Tensor:
             self.write_item(base, value, span, target)
+        elif type(base) is v.Grad and base.shared:
+            self.write_gradient(base, index, value, span)
         elif type(base) in (Opaque, Instance):
             each = type(index) is Opaque and index.key.startswith((f"item({base.key})", f"item({base.key}."))
             if each and type(base) is Opaque:  # `for name in losses: losses[name] = losses[name] / k`

@@ -35,7 +35,7 @@ class Ownership(Core):
         if value.owner is None:
             parent = value.attrs.get("<parent>")
             value.owner = Owner(value.name, self.owner_of(parent) if type(parent) is Opaque else parent)
-            value.owner.empty = True
+            value.owner.empty = value.owner.unseen = True
         return value.owner
 
     def part_of(self, owner: Owner, name: str) -> Owner:

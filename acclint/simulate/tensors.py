@@ -7,12 +7,16 @@ from fractions import Fraction
 from typing import Any
 
 from acclint.program import Span
+from acclint.simulate import values as v
 from acclint.simulate.attributes import Attributes
 from acclint.simulate.values import NOBODY, VECTOR, Num, Opaque, Param, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import NO_GRADIENT, RESHAPES, SAME, WITH_INDICES
 
 _SCALAR = (".mean()", ".sum()")  # where a loss comes from that is one number, whatever it was made of
-_IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*"}
+IN_PLACE = {"add_": "+", "div_": "/", "mul_": "*", "divide_": "/", "true_divide_": "/", "multiply_": "*"}
+QUOTIENTS = {
+    "div": "/", "divide": "/", "true_divide": "/", "__truediv__": "/", "mul": "*", "multiply": "*", "__mul__": "*",
+}  # fmt: skip
 
 
 class Tensors(Attributes):
@@ -54,17 +58,15 @@ class Tensors(Attributes):
         if name in ("size", "__len__", "numel"):
             if name != "numel" and owner.size is not None and (not args or args[0] == 0):
                 return owner.size
-            return self.opaque(f"tensor.{name}", "size", batch=owner.batch or frozenset((0,)))
+            return self.opaque(f"tensor.{name}", "size", batch=owner.batch or v.SOME_DATA)
         if name in ("chunk", "split", "tensor_split") and args:
             return self.chunks(owner, name, args, span, keywords.get("dim"))
-        if name in _IN_PLACE and args and (name != "add_" or type(args[0]) in (Tensor, Opaque)):
-            return self.changed(owner, self.tensor_binary(_IN_PLACE[name], owner, args[0], span, True), span)
+        if name in IN_PLACE and args and (name != "add_" or type(args[0]) in (Tensor, Opaque)):
+            return self.changed(owner, self.tensor_binary(IN_PLACE[name], owner, args[0], span, True), span)
         if name == "add" and args and type(args[0]) in (Tensor, Opaque):
             return self.tensor_binary("+", owner, args[0], span, False)
-        if name == "div" and args:
-            return self.tensor_binary("/", owner, args[0], span, False)
-        if name == "mul" and args:
-            return self.tensor_binary("*", owner, args[0], span, False)
+        if name in QUOTIENTS and args:
+            return self.tensor_binary(QUOTIENTS[name], owner, args[0], span, False)
         if not owner.graph and self.grad_enabled and any(type(one) is Param or self.carries_graph(one) for one in args):
             # Data times a parameter: `x.mm(w)`.
             owner = Tensor(NOBODY, True, size=owner.size, batch=owner.batch)

@@ -11,7 +11,20 @@ from acclint.simulate.core import Frame
 from acclint.simulate.items import EVERY
 from acclint.simulate.modules import Modules
 from acclint.simulate.scan import text
-from acclint.simulate.values import NOBODY, Closure, Instance, Loader, Module, Opaque, Owner, ParamSet, Tensor, Value
+from acclint.simulate.tensors import IN_PLACE, QUOTIENTS
+from acclint.simulate.values import (
+    NOBODY,
+    Closure,
+    Instance,
+    Loader,
+    Module,
+    Opaque,
+    Owner,
+    Param,
+    ParamSet,
+    Tensor,
+    Value,
+)
 from acclint.simulate.vocabulary import (
     HANDLES_GRADIENTS,
     NO_GRADIENT,
@@ -200,6 +213,9 @@ class Unknown(Modules):
         if words & _GRADIENT_WORDS:
             held = [one for one in values if type(one) in (Module, Instance, ParamSet)]
             held += [one for one in values if type(one) is Opaque and self.is_module_like(one)]
+            held += [
+                one for one in values if isinstance(one, list) and one and all(type(item) is Param for item in one)
+            ]
             owners = owners.union(*(self.owners_of(one) for one in held))
         if owners:
             event = self.event("edit", span, how="unknown", what=what)
@@ -226,6 +242,10 @@ class Unknown(Modules):
             base.attrs["<k>"] = True
         if name == "backward":
             return self.backward_method(base, args, keywords, span)
+        if len(args) == 1 and (name in QUOTIENTS or name in IN_PLACE):
+            arithmetic = self.arithmetic_method(base, name, args[0], span)
+            if arithmetic is not _NOT_HANDLED:
+                return arithmetic
         if names.is_attack_name(name):
             self.event("attack", span)
         if name == "manual_backward" and args:
@@ -239,7 +259,10 @@ class Unknown(Modules):
         zeroes = names.is_zeroing_name(name) and ("<optimizer>" in base.attrs or names.is_optimizer_name(base.name))
         zeroes = zeroes or (names.is_zeroing_name(name) and self.is_module_like(base))
         if name in ZEROING or (zeroes and not args):
-            if names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs or not self.is_module_like(base):
+            steps = names.is_optimizer_name(base.name) or "<optimizer>" in base.attrs
+            if steps or not self.is_module_like(base):
+                if not steps:
+                    self.may_zero(name, span, again=True)  # `trainer.zero_grad()`: of what it holds.
                 self.optimizer_method(self.as_optimizer(base, span), "zero_grad", args, keywords, span)
             else:
                 # Whose parameters `parameters()` gives: its own, or those of the modules that it was made with.
@@ -371,6 +394,19 @@ class Unknown(Modules):
         if isinstance(default, int) and not isinstance(default, bool):
             self.world.hints.setdefault(made.key, default)
         parser.attrs.setdefault("<arguments>", {})[name] = made
+
+    def arithmetic_method(self, base: Opaque, name: str, other: Value, span: Span) -> Value:
+        """`loss.div(k)`, `loss.mul_(1 / k)` on something unknown, which may turn out to be a loss."""
+        lossy = base.graph or self.promote_loss(base)
+        if name in QUOTIENTS:
+            return self.binary(QUOTIENTS[name], base, other, span)
+        if lossy:
+            kept = self.as_loss(base, span)
+            return self.changed(kept, self.binary(IN_PLACE[name], kept, other, span, True), span)
+        if name == "add_":
+            return _NOT_HANDLED
+        base.attrs["<computed>"] = True
+        return base
 
     def backward_method(self, base: Opaque, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         """`x.backward(...)` on something unknown: a loss, or a wrapper that is given one."""

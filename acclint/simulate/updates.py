@@ -83,7 +83,7 @@ class Updates(Schedules):
         return known[0] if len(known) == 1 and known[0].parts else None
 
     def zero(self, owners: Owners, span: Span, what: str, optimizer: v.Optimizer | None = None) -> None:
-        event = self.event("zero", span, what=what, optimizer=optimizer)
+        event = self.event("zero", span, what=what, optimizer=optimizer, owners=owners)
         if optimizer is not None:
             self.ledger.zero(lambda owner: self.ledger.owns(optimizer, owner), event)
         else:

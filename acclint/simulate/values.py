@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # A root of numbers of batches that were made by dividing a number of samples.
 BATCHES = "<batches>"
+SOME_DATA = frozenset((0,))  # of no micro-batch in particular
 Number = int | float | Fraction
 Value = Any
 NO_ROOTS: frozenset[str] = frozenset()
@@ -62,16 +63,17 @@ class Owner:
     """A set of parameters: a module, a parameter tensor, or whatever unknown object holds them.
 
     `guessed`: it is an unknown function that is given data, and nothing says that it has parameters. `empty`: the
-    program gives it neither parameters nor parts of its own; it may be made elsewhere.
+    program gives it neither parameters nor parts of its own; it may be made elsewhere. `unseen`: it is something
+    unknown, and nobody knows which parts it has.
     """
 
-    __slots__ = ("asked", "empty", "guessed", "name", "number", "parents")
+    __slots__ = ("asked", "empty", "guessed", "name", "number", "parents", "unseen")
     _made: ClassVar[count[int]] = count()
     regrouped: ClassVar[int] = 0  # how often parameters of which it was asked have become a part of others
 
     def __init__(self, name: str, parent: Owner | None = None) -> None:
         self.name = name
-        self.guessed = self.empty = False
+        self.guessed = self.empty = self.unseen = False
         self.asked = False  # whether somebody remembers what it is a part of
         self.number = next(Owner._made)  # sets of owners are gone through in this order
         self.parents: list[Owner] = [parent] if parent is not None else []
