@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from acclint.findings import Confidence, Severity
-from acclint.knowledge.names import is_accumulation_name
+from acclint.knowledge.names import is_accumulation_name, is_way_of_computing
 from acclint.program import Span
 from acclint.rules.acc015_gradients_never_zeroed import stale_windows
 from acclint.rules.acc030_backward_skipped import wasted_siblings
 from acclint.rules.base import Action, Gate, Intent, Move, Report, Rule
 from acclint.rules.windows import View, held, own_data, owner_phrase, views, weaker
-from acclint.simulate.trace import Backward, Event, Run
+from acclint.simulate.trace import Backward, Event, Guard, Run
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -135,6 +135,8 @@ def _divided(view: View) -> Report | None:
     if not divisors or view.update is None:
         return None
     k = view.texts.divisors.get(divisors[-1][2], "k")
+    if any(one.unknown and not is_way_of_computing(view.texts.text(one.span)) for one in _own_guards(view)):
+        return None  # `if seen >= k * batch_size`: a window test that is not understood.
     return Report(
         view.update.span,
         f"the loss is divided by `{k}`, but {owner_phrase(view)} is stepped after every micro-batch: no gradients are "
@@ -146,6 +148,15 @@ def _divided(view: View) -> Report | None:
         intents=_gated(view, view.texts.divided.get(divisors[-1][2], k)),
         evidence=view.proof(),
     )
+
+
+def _own_guards(view: View) -> list[Guard]:
+    """The tests of the updates that their backward passes do not wait for."""
+    found = []
+    for window in view.closed:
+        around = {guard.span for one in view.backwards(window) for guard in one.event.guards}
+        found += [guard for guard in (window.update.guards if window.update else ()) if guard.span not in around]
+    return found
 
 
 def _of_one_batch(backward: Backward) -> bool:

@@ -369,6 +369,10 @@ def _exit(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
     raise PyRaise("SystemExit")
 
 
+def _remainder(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    return m.binary("%", args[0], args[1], span) if len(args) > 1 else m.opaque(f"value:{span.row}", "<value>")
+
+
 def _exec(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
     """`exec(open("configurator.py").read())` beside the settings of a script: they are what it changes."""
     if not m.stack:
@@ -959,6 +963,10 @@ def _operator(op: str) -> Handler:
 
 
 FUNCTIONS: dict[str, Handler] = {
+    **dict.fromkeys(
+        ("math.fmod", "numpy.mod", "numpy.remainder", "numpy.fmod", "operator.mod", "torch.remainder", "torch.fmod"),
+        _remainder,
+    ),
     "math.ceil": _round_up,
     "math.floor": _round_down,
     "numpy.ceil": _round_up,

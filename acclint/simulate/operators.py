@@ -62,6 +62,13 @@ class Operators(Tensors):
         a, b = numeric(left), numeric(right)
         if a is not None and b is not None:
             return self.arithmetic(op, left, right, a, b, span)
+        if op in ("+", "-") and (a is not None or b is not None):
+            sized = left if a is None else right
+            if type(sized) is Opaque and sized.name in ("size", "shape") and sized.batch and sized.hint != "width":
+                # Samples are counted: as many as a micro-batch has.
+                samples = self.number("shape", "size")
+                left, right = (samples, right) if a is None else (left, samples)
+                return self.arithmetic(op, left, right, numeric(left), numeric(right), span)
         lt, rt = type(left), type(right)
         if op in ("/", "*") and (b is not None or a is not None):
             self.promote_loss(left if b is not None else right)
@@ -236,7 +243,7 @@ class Operators(Tensors):
             roots = roots_of(left) | roots_of(right)
             if modulus is not None:
                 return Num(outcome, roots, expr.span, modulus)
-            if self.is_k(left) or self.is_k(right):
+            if self.is_k(left) != self.is_k(right):
                 # A counter against k.
                 k, said, counter = (left, expr.left, right) if self.is_k(left) else (right, expr.rights[-1], left)
                 less = isinstance(said, p.Binary) and said.op == "-" and text(said.right) == "1"
