@@ -338,3 +338,51 @@ def train(model, loader, subdivisions):
 )
 def test_a_weighted_sum_that_is_not_divided(weight: str, division: str, expected: set[str]) -> None:
     assert codes(WEIGHTED.format(weight=weight, division=division)) == expected
+
+
+# huggingface/open-muse, training/train_vqgan.py: whose turn it is depends on a remainder and on a warm-up.
+TURNS = """\
+import torch
+from torch import nn
+
+def train(config, model, critic, loader):
+    k = config.gradient_accumulation_steps
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    other = torch.optim.SGD(critic.parameters(), lr=0.1)
+    for i, (x, y) in enumerate(loader):
+        mine = ((i // k) % 2) == 0 and i > config.discriminator_warmup
+        if mine:
+            (nn.functional.mse_loss(model(x), y) / k).backward()
+            if (i + 1) % k == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        else:
+            (nn.functional.l1_loss(critic(x), y) / k).backward()
+            if (i + 1) % k == 0:
+                other.step()
+                other.zero_grad()
+"""
+
+
+def test_a_warm_up_is_no_window() -> None:
+    assert codes(TURNS) == set()
+
+
+# RVC-Boss/GPT-SoVITS, AR/models/t2s_model.py: a sum over tokens, and the mean of another loss.
+SUMMED = """\
+import torch.nn.functional as F
+
+def train(model, optimizer, loader):
+    for i, (x, y) in enumerate(loader):
+        logits = model(x)
+        loss = F.cross_entropy(logits, y, reduction="{reduction}") + F.mse_loss(logits, x)
+        loss.backward()
+        if (i + 1) % 4 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("sum", set()), ("mean", {"ACC001"})])
+def test_a_mean_beside_a_sum(reduction: str, expected: set[str]) -> None:
+    assert codes(SUMMED.format(reduction=reduction)) == expected

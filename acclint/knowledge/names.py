@@ -632,6 +632,15 @@ def is_count_name(name: str) -> bool:
     return bool(parts) and not _COUNTED.isdisjoint(parts) and "loss" not in parts
 
 
+_START = _set("warmup start begin delay after until from since")
+
+
+@lru_cache(maxsize=8192)
+def is_start_name(name: str) -> bool:
+    """Whether a name is a step or an epoch from which on something happens (`discriminator_warmup`, `start_iter`)."""
+    return not _START.isdisjoint(words(name))
+
+
 _INDEX = _set("ids idx idxs indices index indexes")
 
 

@@ -180,7 +180,7 @@ def undivided_sites(view: View) -> dict[tuple[Span, ...], list[int]]:
             if any(not one.known_scale for one in group) or any(event.data.get("unsure") for event in window.edits):
                 cleared.add(site)
                 continue
-            if _of_the_whole_window(group):
+            if _of_the_whole_window(group) or any(map(_sums_data, group)):
                 cleared.add(site)
                 continue
             if any(_divided(view, window.row.get(one.number, 0) * weight) for one in group for _, weight in one.terms):
@@ -225,6 +225,11 @@ def _of_the_whole_window(group: list[Backward]) -> bool:
     all_data = {frozenset(one for term, _ in backward.terms for one in term.data) for backward in group}
     data = {frozenset(one for one in found if one > 0) for found in all_data}
     return len(data) == 1 and (len(next(iter(data))) > 1 or (len(all_data) == 1 and bool(next(iter(data)))))
+
+
+def _sums_data(backward: Backward) -> bool:
+    """Whether a part of a loss is a sum over data: how the rest is to be weighed against it, the author knows."""
+    return any(term.reduction == "sum" and term.data for term, _ in backward.terms)
 
 
 def _sum_over_samples(backward: Backward) -> bool:

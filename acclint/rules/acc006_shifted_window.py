@@ -214,15 +214,17 @@ def _behind_backward(view: View, gate: Guard, first: Window) -> tuple[Intent, ..
 
 def _varying(view: View, gate: Guard) -> Report | None:
     """k is reassigned between two boundaries of a counter that runs on: the windows are not as long as k says."""
-    seen: list[tuple[Window, int, object]] = []
+    seen: list[tuple[Window, int, object, Span | None]] = []
     for window, size in zip(view.closed, view.sizes, strict=True):
         guards = [guard for guard in window.update.guards if guard.span == gate.span] if window.update else []
         if size and guards and guards[-1].modulus is not None:
-            seen.append((window, size, guards[-1].modulus))
+            seen.append((window, size, guards[-1].modulus, guards[-1].remainder or guards[-1].bound_span))
+    if len({place for *_, place in seen}) > 1:
+        return None  # Now this part of the test has decided, now that.
     changed = [one for before, one in pairwise(seen) if one[2] != before[2]]
-    if not any(size != k and not _weighs_one(view, window) for window, size, k in changed):
+    if not any(size != k and not _weighs_one(view, window) for window, size, k, _ in changed):
         return None
-    sizes = ", ".join(str(size) for _, size, _ in seen[:8])
+    sizes = ", ".join(str(size) for _, size, *_ in seen[:8])
     return _report(
         view,
         gate.span,

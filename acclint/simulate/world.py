@@ -97,6 +97,8 @@ class World:
         return self.texts.get(span) or f"{span.row}:{span.column}"
 
     def learn(self, table: dict[str, str] | dict[Span, str], key: str | Span, role: str) -> None:
+        if role == "k" and isinstance(key, str) and names.is_start_name(key):
+            return  # `step > cfg.warmup`: from when on, not how many.
         if table.get(key) != role:  # type: ignore[arg-type]
             table[key] = role  # type: ignore[index]
             raise Restart
