@@ -386,3 +386,68 @@ def train(model, optimizer, loader):
 @pytest.mark.parametrize(("reduction", "expected"), [("sum", set()), ("mean", {"ACC001"})])
 def test_a_mean_beside_a_sum(reduction: str, expected: set[str]) -> None:
     assert codes(SUMMED.format(reduction=reduction)) == expected
+
+
+# uclanlp/visualbert, visualbert/models/model_wrapper.py: a step that evaluates or trains.
+MODES = """\
+import torch
+
+class Wrapper:
+    def __init__(self, args, model, optimizer):
+        self.args, self.model, self.optimizer = args, model, optimizer
+        self.called_time = 0
+
+    def step(self, batch, eval_mode=False):
+        if eval_mode:
+            with torch.no_grad():
+                output = self.model(**batch)
+                return output
+        {before}
+        loss = self.model(**batch)["loss"].mean() / self.args.gradient_accumulation_steps
+        loss.backward()
+        if (self.called_time + 1) % self.args.gradient_accumulation_steps == 0:
+            self.optimizer.step()
+            {behind}
+        self.called_time += 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "expected"),
+    [("pass", "self.optimizer.zero_grad()", set()), ("self.optimizer.zero_grad()", "pass", {"ACC002"})],
+)
+def test_a_step_that_evaluates_or_trains(before: str, behind: str, expected: set[str]) -> None:
+    assert codes(MODES.format(before=before, behind=behind)) == expected
+
+
+# huggingface/pytorch-image-models, a branch of train.py: the project's own scaler object counts the micro-batches.
+SCALER = """\
+import torch
+from torch import nn
+from timm.utils import NativeScaler
+
+def train(model, loader, k):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = NativeScaler()
+    for i, (x, y) in enumerate(loader):
+        loss = nn.functional.mse_loss(model(x), y) / k
+        scaler(loss, optimizer{more})
+        {zero}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "zero", "expected"),
+    [
+        (", batch_idx=i, iters_to_accumulate=k", "pass", set()),
+        ("", "optimizer.zero_grad()", {"ACC016"}),
+        (", need_update=(i + 1) % k == 0", "(i + 1) % k == 0 and optimizer.zero_grad()", set()),
+    ],
+)
+def test_a_scaler_that_counts(more: str, zero: str, expected: set[str]) -> None:
+    text = (
+        SCALER.format(more=more, zero=zero)
+        .replace("/ k", "/ accumulation_steps")
+        .replace("loader, k", "loader, k, accumulation_steps")
+    )
+    assert codes(text) == expected

@@ -443,4 +443,6 @@ def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:
         return True
     if exits(last):
         return True
+    if isinstance(last, p.With):
+        return ends_in_jump(last.body)
     return isinstance(last, p.If) and bool(last.orelse) and ends_in_jump(last.body) and ends_in_jump(last.orelse)

@@ -126,6 +126,9 @@ class Frameworks(Operators):
         """timm's NativeScaler and its relatives: called with loss and optimizer; backward, and a step if asked."""
         if not args:
             return self.opaque(f"call:{span.row}", "<value>")
+        if any(self.world.is_accumulation(name) or names.is_turn_name(name) for name in keywords):
+            self.event("engine", span, name="scaler")  # A project's own, which counts the micro-batches itself.
+            return self.opaque(f"norm:{span.row}", "grad_norm")
         self.backward(args[0], span, via="scaler")
         optimizer = args[1] if len(args) > 1 else keywords.get("optimizer")
         wanted, guards = True, len(self.guards)
