@@ -451,3 +451,38 @@ def test_a_scaler_that_counts(more: str, zero: str, expected: set[str]) -> None:
         .replace("loader, k", "loader, k, accumulation_steps")
     )
     assert codes(text) == expected
+
+
+# facebookresearch/SLIP, main.py: a meter that is given the loss with each update, and made anew for each epoch.
+METERED = """\
+import torch.nn.functional as F
+
+class AverageMeter:
+    def __init__(self):
+        self.sum, self.count = 0, 0
+
+    def update(self, value, n=1):
+        self.sum += value * n
+        self.count += n
+
+def train(model, optimizer, loader, k):
+    meter = AverageMeter()
+    for i, (x, y) in enumerate(loader):
+        loss = F.mse_loss(model(x), y) / k
+        loss.backward()
+        if (i + 1) % k != 0:
+            continue
+        optimizer.step()
+        optimizer.zero_grad()
+        meter.update(loss{value}, len(x))
+    return meter.sum / meter.count
+
+def main(model, optimizer, loader, k):
+    for epoch in range(3):
+        train(model, optimizer, loader, k)
+"""
+
+
+@pytest.mark.parametrize(("value", "expected"), [(".item()", set()), (".detach()", set()), ("", {"ACC005"})])
+def test_a_meter_of_updates(value: str, expected: set[str]) -> None:
+    assert codes(METERED.format(value=value)) == expected

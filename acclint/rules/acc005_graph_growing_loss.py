@@ -258,6 +258,8 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
             if around.span == loop.span:
                 sizes.setdefault(around.entry, []).append((turn, one.data["size"]))
     steps = [pair for kept in sizes.values() for pair in pairwise([(0, 0), *kept])]
+    # What is kept with each update, or now and then, cannot grow faster than it is kept.
+    chances = min(loop.turns, max(len(kept) for kept in sizes.values()))
     anew = any(later <= size for (_, size), (_, later) in steps)
     # What takes the first few of a pass is full by then.
     grows = any(later > size and 2 * turn >= loop.turns for (_, size), (turn, later) in steps)
@@ -294,7 +296,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]
-    if sent and (((anew or not grows) and event.data["size"] < loop.turns) or _of_one_window(outer, group, alike)):
+    if sent and (((anew or not grows) and event.data["size"] < chances) or _of_one_window(outer, group, alike)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "
