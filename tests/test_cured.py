@@ -486,3 +486,33 @@ def main(model, optimizer, loader, k):
 @pytest.mark.parametrize(("value", "expected"), [(".item()", set()), (".detach()", set()), ("", {"ACC005"})])
 def test_a_meter_of_updates(value: str, expected: set[str]) -> None:
     assert codes(METERED.format(value=value)) == expected
+
+
+# facebookresearch/dino, main_dino.py: a sum over pairs of views that is divided behind the loops that made it.
+VIEWS = """\
+import torch
+import torch.nn.functional as F
+
+class Loss(torch.nn.Module):
+    def forward(self, student, teacher):
+        total, n = 0, 0
+        for i, q in enumerate(teacher.chunk(2)):
+            for j, v in enumerate(student.chunk(4)):
+                if i != j:
+                    total += F.mse_loss(v, q)
+                    n += 1
+        total /= n
+        return total
+
+def train(student, teacher, optimizer, loader):
+    criterion = Loss()
+    for x in loader:
+        loss = criterion(student(x), teacher(x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+"""
+
+
+def test_a_sum_that_is_divided_behind_its_loops() -> None:
+    assert codes(VIEWS) == set()

@@ -259,7 +259,7 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
                 sizes.setdefault(around.entry, []).append((turn, one.data["size"]))
     steps = [pair for kept in sizes.values() for pair in pairwise([(0, 0), *kept])]
     # What is kept with each update, or now and then, cannot grow faster than it is kept.
-    chances = min(loop.turns, max(len(kept) for kept in sizes.values()))
+    chances = min(loop.turns, max(map(len, sizes.values()), default=loop.turns))
     anew = any(later <= size for (_, size), (_, later) in steps)
     # What takes the first few of a pass is full by then.
     grows = any(later > size and 2 * turn >= loop.turns for (_, size), (turn, later) in steps)
