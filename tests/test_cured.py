@@ -516,3 +516,111 @@ def train(student, teacher, optimizer, loader):
 
 def test_a_sum_that_is_divided_behind_its_loops() -> None:
     assert codes(VIEWS) == set()
+
+
+# What a review of these cures has found.
+LAST = """\
+class Engine:
+    def __init__(self, model, optimizer, k):
+        self.model, self.optimizer, self.k = model, optimizer, k
+
+    def training_step(self, batch, batch_idx, last_batch=False):
+        if batch_idx % self.k == 0:
+            self.optimizer.zero_grad()
+        loss = self.model(batch).loss{division}
+        loss.backward()
+        if (batch_idx + 1) % self.k == 0 or {last}:
+            self.optimizer.step()
+"""
+
+
+@pytest.mark.parametrize("last", ["last_batch", "self.trainer.is_last_batch", "self.last(batch_idx)", "batch.force"])
+def test_an_end_that_somebody_else_tells(last: str) -> None:
+    assert codes(LAST.format(last=last, division=" / self.k")) == set()
+    assert codes(LAST.format(last=last, division="")) == {"ACC001"}
+
+
+CALLED_BACK = """\
+import torch.nn.functional as F
+
+class Trainer:
+    def __init__(self, net, opt, callbacks, k):
+        self.net, self.opt, self.callbacks, self.k = net, opt, callbacks, k
+
+    def fit(self, loader, on_update):
+        for i, (x, y) in enumerate(loader):
+            (F.cross_entropy(self.net(x), y) / self.k).backward()
+            if i % self.k == self.k - 1:
+                self.opt.step()
+                {called}
+"""
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ("pass", {"ACC015"}),
+        ("self.log(i)", {"ACC015"}),
+        ("on_update()", set()),
+        ("self.call_hook('after_step')", set()),
+        ("for one in self.callbacks: one.on_step_end(self)", set()),
+    ],
+)
+def test_code_that_is_called_back_may_zero(called: str, expected: set[str]) -> None:
+    assert codes(CALLED_BACK.format(called=called)) == expected
+
+
+TOLD = """\
+class Base:
+    def __init__(self, model, optimizer=None, accum_steps=4):
+        self.model, self.optimizer, self.accum_steps = model, optimizer, accum_steps
+
+    def compute_loss(self, batch, accum=1):
+        raise NotImplementedError
+
+    def train(self, loader):
+        for i, batch in enumerate(loader):
+            loss = self.compute_loss(batch{told})
+            loss.backward()
+            if (i + 1) % self.accum_steps == 0:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+"""
+
+
+@pytest.mark.parametrize(("told", "expected"), [(", self.accum_steps", set()), ("", {"ACC001"})])
+def test_whoever_makes_the_loss_is_told_k(told: str, expected: set[str]) -> None:
+    assert codes(TOLD.format(told=told)) == expected
+
+
+TARGET = """\
+import torch.nn.functional as F
+
+def train(model, loader, optimizer, {limit}, micro=8):
+    seen = 0
+    for x, y in loader:
+        bs = x.shape[0]
+        {loss}.backward()
+        seen += bs
+        if {test}:
+            for p in model.parameters():
+                p.grad {edit}
+            optimizer.step()
+            optimizer.zero_grad()
+            seen = 0
+"""
+
+
+@pytest.mark.parametrize("limit", ["target_bs", "effective_batch_size", "limit", "tokens_per_step", "target"])
+@pytest.mark.parametrize(
+    ("loss", "edit"),
+    [
+        ("(F.cross_entropy(model(x), y, reduction='sum') / LIMIT)", "/= 1"),
+        ("(F.cross_entropy(model(x), y) * bs / LIMIT)", "/= 1"),
+        ("F.cross_entropy(model(x), y, reduction='sum')", "/= LIMIT"),
+    ],
+)
+@pytest.mark.parametrize("test", ["seen >= LIMIT", "seen // LIMIT > 0"])
+def test_as_many_samples_as_a_target(limit: str, loss: str, edit: str, test: str) -> None:
+    text = TARGET.format(limit=limit, loss=loss, edit=edit, test=test)
+    assert codes(text.replace("LIMIT", limit)) == set()

@@ -641,6 +641,17 @@ def is_start_name(name: str) -> bool:
     return not _START.isdisjoint(words(name))
 
 
+_HOOK = _set("hook hooks callback callbacks cb cbs handler handlers event events window reset updated")
+_HOOKED = _set("on before after call notify trigger fire emit begin start")
+
+
+@lru_cache(maxsize=8192)
+def may_call_back(name: str) -> bool:
+    """Whether what is called so may hand over to code of the user, which may do anything (`on_step_end`)."""
+    parts = words(name)
+    return bool(parts) and (parts[0] in _HOOKED or not _HOOK.isdisjoint(parts))
+
+
 _INDEX = _set("ids idx idxs indices index indexes")
 
 

@@ -29,6 +29,7 @@ MAX_AVOIDED = 4  # answers that are given up because they led to an error
 
 _TRAINING = re.compile(r"train|eval|val|test|phase|mode|split|grad_enabled", re.IGNORECASE)
 
+_LAST = word_set("last final end done finished")
 _CONSTANT = word_set("zeros zeros_like new_zeros tensor new_tensor full")  # what stands for a loss where there is none
 _OF_WINDOWS = frozenset({"step", "zero_grad"})  # what waits for a window test
 
@@ -75,6 +76,13 @@ class Conditions(Methods):
                     if self._is_last(part) if open_end else self.truth(value, part, guard, desired, stmt):
                         return True
                     continue
+                if not is_and and isinstance(part, (p.Name, p.Attr, p.Call)) and _has_other_remainder(part, test):
+                    value = self.eval(part, frame)
+                    if type(value) in (Opaque, Maybe):
+                        # `or last_batch`: of an end that is not known, only the last of a pass is one.
+                        if self.last_batch and not _LAST.isdisjoint(names.words(text(part))):
+                            return True
+                        continue
                 # `if args.train and length > limit: raise`: the last part is what is wrong, not that it trains.
                 trains = refuses and part is not test.values[-1] and self._updates_if(part)
                 outcome = self.decide(part, frame, want, guard, (lambda: True) if trains else desired, stmt)
@@ -433,6 +441,12 @@ def exits(stmt: p.Stmt) -> bool:
     """Whether a statement ends the program."""
     called = stmt.value if isinstance(stmt, p.Do) else None
     return isinstance(called, p.Call) and text(called.func) in ("sys.exit", "exit", "quit", "os._exit")
+
+
+def _has_other_remainder(part: p.Expr, test: p.Bool) -> bool:
+    """Whether another part of a test takes a remainder."""
+    others = [one for one in test.values if one is not part]
+    return any(isinstance(one, p.Binary) and one.op == "%" for other in others for one in within(other))
 
 
 def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:

@@ -209,13 +209,18 @@ def _expected(machine: Machine, cls: ClassValue) -> dict[str, Value]:
     if type(init) is not Closure:
         return {}
     names_given = [one.name for one in init.function.parameters if init.defaults.get(one.name, 0) is None]
-    kept = [
-        text(stmt.value)
-        for stmt in init.function.body
-        if isinstance(stmt, p.Assign) and isinstance(stmt.targets[0], p.Attr)
-    ]
+    kept = [text(value) for stmt in init.function.body if isinstance(stmt, p.Assign) for value in _kept(stmt)]
     expected = [one for one in names_given if _is_of_training(one) or (names.is_optimizer_name(one) and one in kept)]
     return {name: machine.opaque(f"__init__.{name}", name) for name in expected}
+
+
+def _kept(stmt: p.Assign) -> list[p.Expr]:
+    """What an assignment keeps in attributes, several at once perhaps."""
+    target, value = stmt.targets[0], stmt.value
+    pairs = [(target, value)]
+    if isinstance(target, p.Sequence) and isinstance(value, p.Sequence):
+        pairs = list(zip(target.items, value.items, strict=False))
+    return [value for target, value in pairs if isinstance(target, p.Attr)]
 
 
 def _is_of_training(name: str) -> bool:

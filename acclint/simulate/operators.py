@@ -235,6 +235,8 @@ class Operators(Tensors):
             left, right = self.number(left.key, left.name), self.number(right.key, right.name)
             a, b = left.v, right.v
         if a is not None and b is not None:
+            if self._counts_up_to(left, right) or self._counts_up_to(right, left):
+                return Maybe(text(expr), False, expr.span)
             a, b = self.end_of_chunks(left, a), self.end_of_chunks(right, b)
             self.compared[expr.span] = (left, right)
             self.note_limit(a, b, roots_of(left), roots_of(right))
@@ -261,6 +263,12 @@ class Operators(Tensors):
             return (left == right) if op == "==" else (left != right) if op == "!=" else Maybe(text(expr))
         negated = op == "!="
         return Maybe(f"{self.key(left)} {'==' if negated else op} {self.key(right)}", negated, expr.span)
+
+    def _counts_up_to(self, samples: Value, limit: Value) -> bool:
+        """Whether counted samples are compared with a number of which nobody knows how many micro-batches it is."""
+        if "shape" not in roots_of(samples) or not roots_of(limit) or "shape" in roots_of(limit):
+            return False
+        return not {"k", "batch"} <= {self.role_of_root(root) for root in roots_of(limit)}
 
     @staticmethod
     def is_same(one: Opaque, other: Opaque) -> bool:

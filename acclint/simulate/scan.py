@@ -315,8 +315,9 @@ class Scanner:
         return not ZEROING.isdisjoint(self.reach(body)) or any(self.scan(part).grad for part in self._called(body))
 
     def may_clear(self, body: tuple[p.Stmt, ...]) -> bool:
-        """The same, or whether a name in it may mean zeroing."""
-        return self.handles_gradients(body) or any(map(names.may_zero, self.reach(body)))
+        """The same, or whether a name in it may mean zeroing, or code of the user that is called back."""
+        said = self.reach(body).union(*(self.scan(part).calls for part in self._called(body)))
+        return self.handles_gradients(body) or any(names.may_zero(one) or names.may_call_back(one) for one in said)
 
     def class_matters(self, cls: p.Class) -> bool:
         """The same for a class: for one of its methods, or since it holds nothing but settings."""

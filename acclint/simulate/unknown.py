@@ -122,6 +122,8 @@ class Unknown(Modules):
         weighs = "<k>" in callee.attrs or self.may_weigh(values, keywords)
         if weighs:
             made.attrs["<k>"] = True
+        if self.given_k(values):
+            made.attrs["<unsure>"] = True  # Whoever makes the loss is told k.
         self.note_helper(made, expr)
         if names.is_loss_name(callee.name):
             made.hint = "criterion"

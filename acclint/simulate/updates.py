@@ -121,6 +121,8 @@ class Updates(Schedules):
         gate = self.gate_of(optimizer)
         if gate is not None and not gate.sync:
             return
+        if not optimizer.known and set(keywords) - {"closure"}:
+            self.may_zero("step", span, again=True)  # `optimizer.step(zero=True)` is none of torch.
         self.run_hooks(optimizer, _BEFORE_STEP, span)
         event = self.event("update", span, optimizer=optimizer)
         self.ledger.step(optimizer, event)
