@@ -624,3 +624,20 @@ def train(model, loader, optimizer, {limit}, micro=8):
 def test_as_many_samples_as_a_target(limit: str, loss: str, edit: str, test: str) -> None:
     text = TARGET.format(limit=limit, loss=loss, edit=edit, test=test)
     assert codes(text.replace("LIMIT", limit)) == set()
+
+
+def test_records_that_are_put_into_one_another() -> None:
+    text = """
+def train(model, optimizer, loader, k):
+    for i, batch in enumerate(loader):
+        out = model(batch)
+        batch.update(out)
+        out.update(batch)
+        batch.update(batch)
+        (batch["loss"] / k).backward()
+        if (i + 1) % k == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+"""
+    assert codes(text) == set()
+    assert codes(text.replace(" / k", " / 1")) == {"ACC001"}

@@ -213,7 +213,11 @@ class Items(Iteration):
         elif type(other) is Opaque:
             for key in [one for one in record.attrs if one[:2] in ("['", '["')]:
                 del record.attrs[key]
-            record.attrs[MERGED] = other
+            inner: Value = other
+            while type(inner) is Opaque and inner is not record:
+                inner = inner.attrs.get(MERGED)
+            if inner is not record:
+                record.attrs[MERGED] = other
 
     @staticmethod
     def under_any_key(value: dict[Any, Value]) -> Value:

@@ -90,6 +90,7 @@ class Scanner:
         self._reach: dict[int, tuple[object, frozenset[str]]] = {}
         self._matters: dict[int, tuple[object, bool]] = {}
         self._calls: dict[int, tuple[object, list[p.Function]]] = {}
+        self._clears: dict[int, tuple[object, bool]] = {}
         self._named: list[tuple[str, str]] = []
         self._behind: dict[Span, tuple[p.Stmt, ...]] = {}
         self._waiting: dict[Span, Waiting] = {}
@@ -220,7 +221,7 @@ class Scanner:
                 assert isinstance(one, p.Binary)
                 if one.op == "%":
                     found.remainder = True
-                    found.counted |= _names_in(one.left)
+                    found.counted |= {name.id for name in within(one.left) if isinstance(name, p.Name)}
             elif kind is p.Extern:
                 assert isinstance(one, p.Extern)
                 found.attrs.add(one.path.rpartition(".")[2])
@@ -316,8 +317,12 @@ class Scanner:
 
     def may_clear(self, body: tuple[p.Stmt, ...]) -> bool:
         """The same, or whether a name in it may mean zeroing, or code of the user that is called back."""
-        said = self.reach(body).union(*(self.scan(part).calls for part in self._called(body)))
-        return self.handles_gradients(body) or any(names.may_zero(one) or names.may_call_back(one) for one in said)
+        kept = self._clears.get(id(body))
+        if kept is None:
+            said = self.reach(body).union(*(self.scan(part).calls for part in self._called(body)))
+            may = any(names.may_zero(one) or names.may_call_back(one) for one in said)
+            kept = self._clears[id(body)] = (body, may or self.handles_gradients(body))
+        return kept[1]
 
     def class_matters(self, cls: p.Class) -> bool:
         """The same for a class: for one of its methods, or since it holds nothing but settings."""
@@ -435,16 +440,6 @@ def _variables(test: p.Expr) -> set[str]:
             found.add(text(one))
         if not isinstance(one, p.Attr):
             todo += children(one)
-    return found
-
-
-def _names_in(expr: p.Expr) -> set[str]:
-    found, todo = set(), [expr]
-    while todo:
-        one = todo.pop()
-        if isinstance(one, p.Name):
-            found.add(one.id)
-        todo += children(one)
     return found
 
 
