@@ -258,7 +258,7 @@ _PACKAGES: tuple[tuple[str, dict[str, OptimizerKind]], ...] = (
 )
 
 
-OTHER = OptimizerKind("another optimizer", scale_invariant=False)
+OTHER = OptimizerKind("another optimizer", scale_invariant=False, schedule="t_total")  # BertAdam, copied
 """One that nothing is known about: taken as one whose updates grow with its gradients."""
 
 

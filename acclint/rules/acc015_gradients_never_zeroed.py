@@ -216,12 +216,17 @@ def _sure(view: View) -> tuple[Confidence, tuple[tuple[str, Span | None], ...]]:
     """
     if view.handed_on is None:
         loop = view.run.loops.get(_update_loop(view) or NOWHERE)
-        plain = loop is not None and (loop.kind == "loader" or loop.fetched) and len(view.assumptions) < 2
-        plain = plain and loop is not None and (not loop.clears or _zeroed_in_another_way(view, loop))
+        plain = len(view.assumptions) < 2 and loop is not None and _nothing_clears(view, loop)
         level = weaker(Confidence.MEDIUM if plain else Confidence.LOW, view.confidence)
         return level if view.assumptions else Confidence.HIGH, view.notes()
     told = (f"`{view.handed_on.data['what']}` is given the optimizer", view.handed_on.span)
     return Confidence.LOW, (*view.notes(), told)
+
+
+def _nothing_clears(view: View, loop: Loop) -> bool:
+    """Whether nothing in a loop over a loader may zero, unless the same is computed in another way there."""
+    over_loader = loop.kind == "loader" or loop.fetched
+    return over_loader and (not loop.clears or _zeroed_in_another_way(view, loop))
 
 
 def _zeroed_in_another_way(view: View, loop: Loop) -> bool:

@@ -240,8 +240,7 @@ class Conditions(Methods):
             self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
             raise Restart
         turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
-        equal = isinstance(test, p.Compare) and test.ops == ("==",)
-        unequal = isinstance(test, p.Compare) and not equal
+        unequal = isinstance(test, p.Compare) and test.ops != ("==",)
         if not isinstance(divisor, int) or divisor < 1:
             return unequal if "step" in reached else self.choose(guard.key, test.span, desired, None)
         kept, phase = self.world.phases.get(frozenset(unknown)), self._phase(counter, test)

@@ -220,7 +220,6 @@ class Updates(Schedules):
         """An object of an optimizer class of the project. What it makes of the scale of its gradients is not known."""
         made = self.make_optimizer(f"{_OPTIMIZER_BASES[0]}: {cls.name}", optimizers.OTHER, args, keywords, span)
         made.known, made.own = False, True
-        self.own_schedule(made, keywords.get("t_total"), span)  # BertAdam, copied into a project
         return made
 
     def param_groups(self, optimizer: v.Optimizer) -> Value:
