@@ -652,6 +652,11 @@ def may_call_back(name: str) -> bool:
     return bool(parts) and (parts[0] in _HOOKED or not _HOOK.isdisjoint(parts))
 
 
+def is_loading_name(name: str) -> bool:
+    """Whether what is called so reads back what an earlier run has saved, if there is anything (`load_checkpoint`)."""
+    return words(name)[:1] in (("load",), ("resume",), ("restore",))
+
+
 _INDEX = _set("ids idx idxs indices index indexes")
 
 

@@ -114,6 +114,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             report = (
                 _varying(view, gate)
                 or _shifted(view, gate, sizes)
+                or _long_first(view, gate, sizes)
                 or _inverted(view, gate, sizes)
                 or _late(view, gate, sizes)
                 or _borrowed(view, gate, sizes)
@@ -508,6 +509,34 @@ def _first_only(view: View, gate: Guard) -> Report | None:
         f"the window test is already true after 1 micro-batch: the only update of {owner_phrase(view)} sums 1 of "
         f"{gate.modulus} micro-batches",
         Severity.WARNING,
+    )
+
+
+def _long_first(view: View, gate: Guard, sizes: list[int]) -> Report | None:
+    """`i % k == 0 and i > 0` with a counter from 0: the first window has k + 1 micro-batches, the others k."""
+    k = gate.modulus
+    first = next((window for window in view.closed if window.seen), None)
+    if not isinstance(k, int) or k < 2 or sizes[:2] != [k + 1, k] or first is None or first.update is None:
+        return None
+    counters = [numeric(guard.counter) for guard in first.update.guards if guard.span == gate.span]
+    if counters[-1:] != [k]:
+        return None
+    weights = [view.effective(window, one)[1] for window in view.closed for one in view.backwards(window)]
+    if not view.scale_known or any(abs(abs(float(weight)) * k - 1) > 1e-6 for weight in weights):
+        return None
+    micro = view.micro
+    entries = {
+        loop.entry for one in view.backwards(first) for loop, _ in one.event.loops if micro and loop.span == micro.span
+    }
+    if len(entries) != 1:
+        return None  # What another pass has left over.
+    return _report(
+        view,
+        gate.span,
+        f"the window test leaves out 0 and counts from it: the first update of {owner_phrase(view)} sums {k + 1} "
+        f"micro-batches, each divided by {view.k_phrase()}, and every later window is shifted",
+        Severity.WARNING,
+        _ways(view, f"let the test come true at the {view.k_phrase()}-th micro-batch", *_later(view, gate, 1)),
     )
 
 

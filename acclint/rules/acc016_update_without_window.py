@@ -162,7 +162,8 @@ def _own_guards(view: View) -> list[Guard]:
 def _of_one_batch(backward: Backward) -> bool:
     """Whether a loss is one, or several different ones of the same data; not the mean of several passes."""
     sites = {term.site for term, _ in backward.terms}
-    return len(sites) == len(backward.terms) and len({own_data(term) for term, _ in backward.terms}) == 1
+    data = {own_data(term) for term, _ in backward.terms} - {frozenset()}
+    return len(sites) == len(backward.terms) and (len(data) < 2 or bool(frozenset.intersection(*data)))
 
 
 def _in_the_window(*actions: Action) -> Intent:

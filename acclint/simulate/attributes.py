@@ -121,6 +121,8 @@ class Attributes(Items):
             return value.attrs.get(name, v.Bound(value, name))
         if kind in (v.Scheduler,):
             return value.attrs.get(name, v.Bound(value, name))
+        if name == "value" and (isinstance(value, str) or numeric(value) is not None):
+            return value  # Of a member of an Enum, which stands for its value here.
         if isinstance(value, tuple) and len(value) == 2 and name in ("values", "indices"):
             return value[0 if name == "values" else 1]
         if isinstance(value, (list, tuple, dict, str, set)) or kind in (

@@ -204,7 +204,7 @@ class Conditions(Methods):
         loop = self.loops[-1] if self.loops else None
         if loop is not None and loop.level != "quiet" and loop.span not in self.detours and not self.run.backwards:
             for outcome, block in branches:
-                leaves = bool(block) and isinstance(block[-1], (p.Break, p.Continue))
+                leaves = bool(block) and not isinstance(block[-1], (p.Return, p.Raise)) and self.leaves(block)
                 if leaves and not self.scanner.has_backward(block):
                     return not outcome  # Nor does it stop before it has trained.
         scanner = self.scanner
@@ -318,7 +318,7 @@ class Conditions(Methods):
     def desired(self, stmt: p.If) -> bool:
         """The branch of an unknown condition to follow first: the one with events; no jumps."""
         scanner = self.scanner
-        body_jumps, else_jumps = ends_in_jump(stmt.body), bool(stmt.orelse) and ends_in_jump(stmt.orelse)
+        body_jumps, else_jumps = self.leaves(stmt.body), bool(stmt.orelse) and self.leaves(stmt.orelse)
         body_events, else_events = scanner.has_events(stmt.body), scanner.has_events(stmt.orelse)
         if body_jumps and else_jumps:
             return not isinstance(stmt.body[-1], p.Raise)
@@ -342,6 +342,8 @@ class Conditions(Methods):
             return _at_first(key) != negated  # A training begins, from nothing.
         if not trains and "load_state_dict" in scanner.reach(stmt.body) - scanner.reach(stmt.orelse):
             return False  # Nor does it go on where another has ended.
+        if not trains and _zeros(stmt.orelse) & _given(stmt.body):
+            return False  # `step = saved["step"] if saved else 0`, written as a statement
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
             known = self.world.updating.get(key)
@@ -350,6 +352,16 @@ class Conditions(Methods):
         if not body_events and not stmt.orelse:
             return _at_first(key) != negated if names.is_trial(key) or _LATER.search(key) else True
         return True
+
+    def leaves(self, body: tuple[p.Stmt, ...]) -> bool:
+        """Whether a block ends in a jump, or sets the flag that a `while` around it waits for."""
+        flags = [loop.flag for loop in self.loops if loop.flag is not None]
+        return ends_in_jump(body) or any(
+            isinstance(one, p.Assign)
+            and isinstance(one.value, p.Const)
+            and any((text(target), one.value.value) in flags for target in one.targets)
+            for one in body
+        )
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
         """`if name == "adam": return Adam(...)` in a factory: the first choice will do; not `return torch.zeros(1)`."""
@@ -446,6 +458,22 @@ def _has_other_remainder(part: p.Expr, test: p.Bool) -> bool:
     """Whether another part of a test takes a remainder."""
     others = [one for one in test.values if one is not part]
     return any(isinstance(one, p.Binary) and one.op == "%" for other in others for one in within(other))
+
+
+def _given(body: tuple[p.Stmt, ...]) -> set[str]:
+    """What a block gives a value that is no literal, by text."""
+    assigned = [one for one in body if isinstance(one, p.Assign) and not isinstance(one.value, p.Const)]
+    return {text(target) for one in assigned for target in one.targets}
+
+
+def _zeros(body: tuple[p.Stmt, ...]) -> set[str]:
+    """What a block sets to 0, by text."""
+    assigned = [one for one in body if isinstance(one, p.Assign) and _is_zero(one.value)]
+    return {text(target) for one in assigned for target in one.targets}
+
+
+def _is_zero(value: p.Expr) -> bool:
+    return isinstance(value, p.Const) and type(value.value) is int and value.value == 0
 
 
 def ends_in_jump(body: tuple[p.Stmt, ...]) -> bool:

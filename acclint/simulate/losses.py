@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -197,6 +198,9 @@ class Losses(Ownership):
             return self.tensor_binary("/" if op == "*" else "*", made, number, span, False)
         if per_sample:
             return self.divided_each(value, other, span)
+        mean = self._mean_of_turns(value, span)
+        if mean is not None:
+            return mean
         if type(value) is Tensor and self._by_element(value, other):
             return Tensor(value.owners, True, batch=value.batch | self.batch_of(other), sure=False)
         sized = type(other) is Num and "batch" in {self.role_of_root(root) for root in roots_of(other)}
@@ -236,6 +240,30 @@ class Losses(Ownership):
         factor = Fraction(1, amount) if isinstance(amount, (int, Fraction)) else 1 / amount
         known = not roots_of(number) or all(self.role_of_root(root) for root in roots_of(number)) or named
         return self.scaled(loss, factor, (amount, named, span), sure=known)
+
+    def _mean_of_turns(self, value: Value, span: Span) -> Tensor | None:
+        """What a loop has added up, divided by the length of what it went through: one loss, the mean of its turns.
+
+        `for p in heads: loss += crit(p, y)`, and then `loss / len(heads)`: the run may make fewer turns than there are
+        heads.
+        """
+        divisor = _LENGTH.search(self.world.texts.get(span, ""))
+        if divisor is None or type(value) is not Tensor or not value.terms:
+            return None
+        within = [term.loops[len(self.loops)] for term in value.terms if len(term.loops) > len(self.loops)]
+        entries = {loop.entry for loop, _ in within if divisor[1] in loop.over}
+        if len(within) < len(value.terms) or len(entries) != 1:
+            return None
+        turns = len({turn for _, turn in within})
+        mean = {term: weight * Fraction(1, turns) for term, weight in value.terms.items()}
+        made = self.scaled(value, 1, (turns, False, span))
+        first = next(iter(mean))
+        if len({(term.site, term.reduction, term.data) for term in mean}) == 1:  # parts of one batch
+            whole = self.new_term(made.owners, first.reduction, first.why, span, made.batch)
+            made.terms, made.doubtful = {whole: sum(mean.values())}, frozenset((whole,) if made.doubtful else ())
+        else:
+            made.terms = mean
+        return made
 
     def _counts(self, size: Num, parts: frozenset[int]) -> bool:
         """Whether a number may be that of the samples of a loss; of a part of a batch, it is not that of the whole."""
@@ -433,7 +461,7 @@ class Losses(Ownership):
         kept_in: dict[Any, Value] | None = None,
     ) -> None:
         """A tensor with a graph is put into a container: a list, or the dict `kept_in` with these values."""
-        new = [one for one in _leaves(value) if type(one) in (Tensor, Opaque) and one.graph]
+        new = [one for one in leaves(value) if type(one) in (Tensor, Opaque) and one.graph]
         for one in new:
             if type(one) is Opaque and self.is_loss_like(one):
                 self.as_loss(one, span)
@@ -447,7 +475,7 @@ class Losses(Ownership):
         kept: list[Term] = []
         outputs: list[tuple[Value, Term]] = []
         for one in holder[-64:]:
-            for inner in _leaves(one):
+            for inner in leaves(one):
                 if type(inner) is Tensor and inner.graph and inner.terms:
                     kept += list(inner.terms)
                 elif type(inner) is Opaque and inner.graph and type(inner.attrs.get("<loss>")) is Tensor:
@@ -480,6 +508,9 @@ class Losses(Ownership):
             )
 
 
+_LENGTH = re.compile(r"/=? len\(([^()]+)\)\)?$")
+
+
 def _most_turns(terms: Iterable[Term]) -> int:
     """In how many turns of its loops the place that made most of some terms made them."""
     turns: dict[tuple[Span, ...], set[Any]] = {}
@@ -488,12 +519,12 @@ def _most_turns(terms: Iterable[Term]) -> int:
     return max(map(len, turns.values()), default=0)
 
 
-def _leaves(value: Value, depth: int = 0) -> list[Value]:
+def leaves(value: Value, depth: int = 0) -> list[Value]:
     """What a record (a pair, a small dict) holds."""
     if isinstance(value, (list, tuple)) and depth < 2:
-        return [inner for one in value[:16] for inner in _leaves(one, depth + 1)]
+        return [inner for one in value[:16] for inner in leaves(one, depth + 1)]
     if isinstance(value, dict) and depth < 2:
-        return [inner for one in list(value.values())[:16] for inner in _leaves(one, depth + 1)]
+        return [inner for one in list(value.values())[:16] for inner in leaves(one, depth + 1)]
     return [value]
 
 

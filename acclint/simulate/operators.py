@@ -302,9 +302,11 @@ class Operators(Tensors):
                     return True
                 if type(one) is Opaque and self.world.is_accumulation(one.name):
                     return False
+                if type(one) is Opaque and (one.graph or one.batch or one.hint):
+                    return False
+                if type(one) is Opaque and one.owners and not names.is_loading_name(one.key.partition("(")[0]):
+                    return False
                 if type(one) in (Opaque, Maybe):
-                    if type(one) is Opaque and (one.graph or one.owners or one.batch or one.hint):
-                        return False
                     return None
                 return False
         if isinstance(left, (bool, int, str)) and isinstance(right, (bool, int, str)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,8 @@ from acclint.simulate.conditions import ends_in_jump, exits
 from acclint.simulate.core import Frame, top_of
 from acclint.simulate.expressions import Expressions
 from acclint.simulate.iteration import LIST_TURNS, QUIET_TURNS
-from acclint.simulate.scan import bodies, text
+from acclint.simulate.losses import leaves
+from acclint.simulate.scan import bodies, plain_test, text
 from acclint.simulate.trace import Guard, Loop
 from acclint.simulate.values import (
     ClassValue,
@@ -35,6 +36,7 @@ from acclint.simulate.values import (
 from acclint.simulate.world import Stop
 
 _IN_PLACE = {"+": "__iadd__", "-": "__isub__", "*": "__imul__", "/": "__itruediv__"}
+_VIEWS = frozenset(("range", "len", "enumerate", "zip", "reversed", "sorted", "list", "iter", "tqdm"))
 BREAK, CONTINUE, RETURN = "break", "continue", "return"
 
 Leave = Callable[[], object]
@@ -74,8 +76,11 @@ class Statements(Expressions):
             self.watch_division(stmt, value, frame)
         for target in stmt.targets:
             self.assign(target, value, frame)
-            if type(value) is Tensor:
-                self.watch_growth(stmt.span, text(target), value)
+            for name, one in _bound(target, value):
+                if type(one) is Tensor:
+                    self.watch_growth(stmt.span, name, one)
+            if isinstance(value, list) and isinstance(stmt.value, p.Binary):
+                self.watch_kept(stmt.span, value[-4:], value, text(target))  # `losses = losses + [loss]`
 
     def flag(self, value: bool, span: Span) -> Value:
         """`update = True` under a window test: who asks for it asks for that test."""
@@ -179,7 +184,7 @@ class Statements(Expressions):
         loop.named |= loop.kind == "count" and self._counts_steps(stmt.iterable)
         if level != "quiet" and type(iterable) in (Loader, Stream, Instance):
             items = self.not_empty(items, loop, type(iterable) is not Loader)
-        loop.target = text(stmt.target)
+        loop.target, loop.over = text(stmt.target), _gone_through(stmt.iterable)
         signal = self.turn(loop, stmt, frame, items)
         if type(iterable) is ParamSet:
             self.note_frozen(stmt, iterable, frame)
@@ -278,7 +283,10 @@ class Statements(Expressions):
 
     def do_while(self, stmt: p.While, frame: Frame) -> str | None:
         level = self.level(stmt)
+        key, negated = plain_test(stmt.test)
         loop = self.new_loop(stmt, "while", level)
+        if key.replace(".", "").isidentifier():
+            loop.flag = key, negated
         self.entries += 1
         cap = {
             "micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2,
@@ -658,6 +666,25 @@ def _catches(kind: p.Expr | None, name: str) -> bool:
         return True
     names_text = text(kind)
     return name in names_text or "Exception" in names_text
+
+
+def _gone_through(iterable: p.Expr) -> frozenset[str]:
+    """The texts of what a loop goes through: of `enumerate(zip(a, b))` a and b, of `range(len(a))` a."""
+    if isinstance(iterable, p.Call) and text(iterable.func) in _VIEWS:
+        return frozenset().union(*map(_gone_through, iterable.args))
+    if isinstance(iterable, p.Call) and isinstance(iterable.func, p.Attr) and not iterable.args:
+        return frozenset((text(iterable.func.value),))  # losses.items()
+    return frozenset((text(iterable),))
+
+
+def _bound(target: p.Expr, value: Value) -> Iterator[tuple[str, Value]]:
+    """What an assignment binds, by name: `a, b = x, y` is two, `mean = (0.9 * mean[0] + loss, n)` one of a pair."""
+    parts: Iterable[tuple[p.Expr, Value]] = ((target, value),)
+    if isinstance(target, p.Sequence) and isinstance(value, (list, tuple)) and len(target.items) == len(value):
+        parts = zip(target.items, value, strict=True)
+    for name, one in parts:
+        for inner in leaves(one):
+            yield text(name), inner
 
 
 _STATEMENTS: dict[type, Callable[[Statements, Any, Frame], str | None]] = {

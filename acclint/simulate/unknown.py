@@ -505,7 +505,7 @@ class Unknown(Modules):
                 made.hint = "criterion"
             return made
         self.note_opaque(path, values, span)
-        owners = NOBODY if path.startswith(_ARRAYS) else self.graph_owners(values)
+        owners = NOBODY if path.startswith(_ARRAYS) or names.is_loader_name(last) else self.graph_owners(values)
         loaders = [
             one for one in values if type(one) is Loader or (type(one) is Opaque and names.is_loader_name(one.name))
         ]
