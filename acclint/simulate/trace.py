@@ -18,8 +18,9 @@ class Loop:
     (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
     its target; of a call, what is known to make it once per batch. `over` are the texts of what it goes through, and of
     what its range is as long as; `flag` is what a `while` waits for: the text of a name, and the value that ends it.
-    `bounds` are the unknowns that a range with a stride depends on; `end` is its end where the run goes through more or fewer chunks than its numbers say: the number that
-    stands for it, and the one at which this run ends. `updates`: its body steps an optimizer; `clears`: something in
+    `bounds` are the unknowns that a range with a stride depends on; `end` is its end where the run goes through more or
+    fewer chunks than its numbers say: the number that stands for it, and the one at which this run ends. `updates`: its
+    body steps an optimizer; `clears`: something in
     it, or in what it calls, may zero gradients, whether the run came to it or not.
     """
 
