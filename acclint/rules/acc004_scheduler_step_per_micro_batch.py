@@ -177,7 +177,9 @@ def _report(view: View, scheduler: Scheduler, events: list[Event]) -> Report | N
         per_update = not per_micro and len(outside) >= 0.9 * updates and _in_update_loop(view, outside)
     else:
         per_micro = len(inside) >= 0.9 * micro_batches
-        per_update = not per_micro and len(inside) >= 0.75 * updates and updates > 1 and _with_updates(view, inside)
+        # What is left over may be flushed behind the loop.
+        ends = min(updates, sum(_turn(view, window.update) is not None for window in view.closed if window.update))
+        per_update = not per_micro and len(inside) >= 0.75 * ends and ends > 1 and _with_updates(view, inside)
     if not per_micro and not (per_update and updates > 1):
         return None  # Of one update, the number of updates is not told from one of micro-batches.
     confidence = weaker(view.confidence, view.evidence)

@@ -641,7 +641,7 @@ def _loader(m: Machine, args: list[Value], keywords: dict[str, Value], span: Spa
     length: Value = None
     count = (
         numeric(_len(m, [dataset], {}, span))
-        if type(dataset) in (v.Dataset, Tensor) or isinstance(dataset, list)
+        if type(dataset) in (v.Dataset, Tensor) or (isinstance(dataset, list) and id(dataset) not in m.grown)
         else None
     )
     known = type(dataset) is not v.Dataset or dataset.size is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import takewhile
 from typing import Any
 
 from acclint import program as p
@@ -240,9 +241,10 @@ class Items(Iteration):
 
     def note_grown(self, owner: list[Value], item: Value, name: str) -> None:
         """A list of records is filled from something unknown: it is as long as that."""
-        loop = self.loops[-1] if self.loops else None
-        unknown = loop is not None and loop.level == "quiet" and not loop.known_length and loop.kind != "call"
-        record = type(item) in (Opaque, Instance, str, list, tuple, dict) and not self.batch_of(item)
+        around = takewhile(lambda loop: loop.level == "quiet" and loop.kind != "call", reversed(self.loops))
+        unknown = any(not loop.known_length for loop in around)
+        record = type(item) in (Opaque, Instance, str, list, tuple) and not self.batch_of(item)
+        record |= type(item) is dict  # `for row in data: rows.append({"text": row["q"]})`: whatever `data` is called
         if unknown and record and not self.graph_owners(item):
             self.grown[id(owner)] = (owner, name)
             if len(owner) == 1:
