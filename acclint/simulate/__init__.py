@@ -101,7 +101,8 @@ def analyze(
     if base is None:
         return analysis
     paths = [Path(base, "", world, {})]
-    for condition in [one for one in base.conditions.values() if one.matters][:MAX_FLIPS]:
+    asked = [one for one in base.conditions.values() if one.matters]
+    for condition in sorted(asked, key=lambda one: not one.divides)[:MAX_FLIPS]:
         choices = {condition.key: not condition.value}
         flipped = _settled(world, ASSIGNMENTS[0], choices)
         if flipped is not None:

@@ -109,6 +109,8 @@ class Operators(Tensors):
             key = f"({self.key(left)} {op} {self.key(right)})"
             made = self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
             made.attrs["<computed>"] = True
+            if op == "-" and a == 1:
+                made.hint = "width"  # `lam = 1 - cut / (h * w)`, a share, and then `1 - lam`: no number of samples
             if data and op in ("*", "/") and (parts := self.plain_number(left, right, op)) is not None:
                 made.attrs["<times>"] = (parts[0], op, parts[1])
             return made

@@ -163,8 +163,9 @@ class Scanner:
         elif kind is p.Class:
             assert isinstance(stmt, p.Class)
             found.torch |= self.scan(stmt.body).torch
+        forgotten = stmt.value if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Attr) else None
         for expr in expressions(stmt):
-            self._expression(expr, found)
+            self._expression(forgotten.value if forgotten is not None else expr, found)  # `optimizer.zero_grad`: no call
         if kind is p.Define:
             assert isinstance(stmt, p.Define)
             self._merge(found, self.scan(stmt.function.body), jumps=False)
