@@ -105,9 +105,11 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(analysis: Analysis, run: Run) -> list[Report]:
     found: list[Report] = []
     for view in views(analysis, run):
-        if view.micro is None or view.micro.kind == "call":
+        if view.micro is None:
             continue
-        if not view.closed:
+        if view.micro.kind == "call":
+            report = _shifted_calls(view)
+        elif not view.closed:
             report = _never_due(view, view.micro) or _never_true(view, view.micro)
         elif (gate := view.gate) is not None:
             sizes = [size for size in view.sizes if size > 0]
@@ -492,6 +494,14 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
             ),
         ),
     )
+
+
+def _shifted_calls(view: View) -> Report | None:
+    """As `_shifted`, where the loop is elsewhere: the object that is called counts by itself, from a known number."""
+    gate = view.gate
+    if gate is None or roots_of(gate.counter):
+        return None
+    return _shifted(view, gate, [size for size in view.sizes if size > 0])
 
 
 def _first_only(view: View, gate: Guard) -> Report | None:

@@ -247,6 +247,9 @@ class View:
                 return f"self.{rest}"  # An argument that the object keeps, as is the custom under its name.
             if ":" in name:
                 return name.rpartition(":")[2].partition(".")[2]  # An object without a name, by its place.
+            read = name.rpartition(")")[2].lstrip(".")
+            if read != name and read.replace(".", "").isidentifier():
+                return read  # `parse_args(sys.argv).accumulation_steps`: what calls have returned has another name.
             return rest if head in self.texts.functions else name
         return ""
 

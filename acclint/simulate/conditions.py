@@ -76,7 +76,7 @@ class Conditions(Methods):
                     if self._is_last(part) if open_end else self.truth(value, part, guard, desired, stmt):
                         return True
                     continue
-                if not is_and and isinstance(part, (p.Name, p.Attr, p.Call)) and _has_other_remainder(part, test):
+                if not is_and and isinstance(part, (p.Name, p.Attr, p.Call)) and self._beside_window(part, test):
                     value = self.eval(part, frame)
                     if type(value) in (Opaque, Maybe):
                         # `or last_batch`: of an end that is not known, only the last of a pass is one.
@@ -111,6 +111,16 @@ class Conditions(Methods):
             if isinstance(one, p.Binary) and one.op == "%"
         ]
         return any(text(one) in names_here for remainder in remainders for one in within(remainder.left))
+
+    def _beside_window(self, part: p.Expr, test: p.Bool) -> bool:
+        """Whether another part of a test takes a remainder, or compares with the accumulation steps by their name."""
+        for one in (inner for other in test.values if other is not part for inner in within(other)):
+            if isinstance(one, p.Binary) and one.op == "%":
+                return True
+            sides = (one.left, *one.rights) if isinstance(one, p.Compare) else ()
+            if any(self.world.is_accumulation(text(side).rpartition(".")[2]) for side in sides):
+                return True
+        return False
 
     def _is_open(self, value: Value) -> bool:
         """Whether a comparison is with something of which nothing is known."""
@@ -452,12 +462,6 @@ def exits(stmt: p.Stmt) -> bool:
     """Whether a statement ends the program."""
     called = stmt.value if isinstance(stmt, p.Do) else None
     return isinstance(called, p.Call) and text(called.func) in ("sys.exit", "exit", "quit", "os._exit")
-
-
-def _has_other_remainder(part: p.Expr, test: p.Bool) -> bool:
-    """Whether another part of a test takes a remainder."""
-    others = [one for one in test.values if one is not part]
-    return any(isinstance(one, p.Binary) and one.op == "%" for other in others for one in within(other))
 
 
 def _given(body: tuple[p.Stmt, ...]) -> set[str]:

@@ -16,7 +16,17 @@ from acclint.program import file_of
 from acclint.simulate.callers import Callers
 from acclint.simulate.scan import bodies, text
 from acclint.simulate.trace import Loop
-from acclint.simulate.values import ClassValue, Closure, Imported, Instance, PyRaise, Value, resolution_order
+from acclint.simulate.values import (
+    ClassValue,
+    Closure,
+    Imported,
+    Instance,
+    PyRaise,
+    Value,
+    numeric,
+    resolution_order,
+    roots_of,
+)
 
 if TYPE_CHECKING:
     from acclint.simulate.machine import Machine
@@ -142,6 +152,7 @@ def _repeat(
         return
     scanner = machine.scanner
     target = closure
+    counters: dict[str, Value] = {}
     if cls is not None and closure.kind not in ("static", "class"):
         instance = _instance(machine, cls)
         if machine.is_lightning(instance):
@@ -150,6 +161,7 @@ def _repeat(
             driver = "lightning" if function.name == "training_step" else ""
             _note_hooks(machine, cls)
         target = closure.bind(instance)
+        counters = _counted_elsewhere(machine, closure, cls, instance)
     elif cls is not None:
         target = closure.bind(cls)
     has_loop = any(scanner.has_backward(loop.body) for loop in scanner.scan(function.body).loops) or (
@@ -168,6 +180,9 @@ def _repeat(
     machine.loops.append(loop)
     optimizers = sum(one.known for one in machine.run.optimizers)
     counted = scanner.scan(function.body).counted
+    own = target.bound.attrs if isinstance(target.bound, Instance) else {}
+    known = {name: own[name] for name in counters}
+    own.update(counters)
     try:
         for turn in range(rounds):
             if has_loop and sum(one.known for one in machine.run.optimizers) > optimizers:
@@ -189,6 +204,22 @@ def _repeat(
             loop.turn += 1
     finally:
         machine.loops.pop()
+        own.update(known)
+
+
+def _counted_elsewhere(machine: Machine, closure: Closure, cls: ClassValue, instance: Instance) -> dict[str, Value]:
+    """Unknown numbers for the counters that only other methods raise: `set_input()` before each `optimize()`, say."""
+    scanner = machine.scanner
+    mine = scanner.raised(closure.function.body)
+    others = [one for one in _methods(cls) if id(one.function) not in machine.called and one is not closure]
+    raised = set().union(*(scanner.raised(one.function.body) for one in others)) - mine
+    found: dict[str, Value] = {}
+    for name in sorted(raised):
+        value = instance.attrs.get(name)
+        if numeric(value) is not None and not roots_of(value):
+            found[name] = machine.opaque(f"{instance.key}.{name}", name)
+            machine.world.elsewhere.add(f"{instance.key}.{name}")
+    return found
 
 
 def _instance(machine: Machine, cls: ClassValue) -> Instance:

@@ -165,7 +165,9 @@ class Scanner:
             found.torch |= self.scan(stmt.body).torch
         forgotten = stmt.value if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Attr) else None
         for expr in expressions(stmt):
-            self._expression(forgotten.value if forgotten is not None else expr, found)  # `optimizer.zero_grad`: no call
+            self._expression(
+                forgotten.value if forgotten is not None else expr, found
+            )  # `optimizer.zero_grad`: no call
         if kind is p.Define:
             assert isinstance(stmt, p.Define)
             self._merge(found, self.scan(stmt.function.body), jumps=False)
@@ -376,6 +378,17 @@ class Scanner:
                 steps, any(called), len(called) > 1 and all(called), bool(sets), raises
             )
         return kept
+
+    def raised(self, body: tuple[p.Stmt, ...]) -> set[str]:
+        """The attributes of `self` that `body`, with what it calls, counts up."""
+        found = set()
+        for stmt in self._reached(body):
+            target = stmt.target if isinstance(stmt, p.Augment) and stmt.op == "+" else None
+            if isinstance(stmt, p.Assign) and isinstance(stmt.value, p.Binary) and stmt.value.op == "+":
+                target = stmt.targets[0] if text(stmt.value.left) == text(stmt.targets[0]) else None
+            if isinstance(target, p.Attr) and text(target.value) == "self":
+                found.add(target.name)
+        return found
 
     def _reached(self, block: tuple[p.Stmt, ...]) -> list[p.Stmt]:
         """The statements of a block, nested ones too, and those of the functions and methods of the file it calls."""

@@ -64,6 +64,7 @@ class World:
     accumulates: bool = False  # whether a method `accumulate()` is called somewhere
     raised: set[str] = field(default_factory=set)
     counters: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)  # counters that a method raises which nobody in the file calls
     class_settings: set[str] = field(default_factory=set)  # attributes of classes that the file sets
     flags: set[str] = field(default_factory=set)  # names that one turn of a loop sets to True and to False
     filled: set[str] = field(default_factory=set)  # lists that the file appends to
@@ -121,6 +122,8 @@ class World:
             return known
         if self.is_accumulation(name):
             return "k"
+        if key in self.elsewhere:
+            return ""
         if self.is_raised(key, name):
             return "counter"
         if names.is_batch_size_name(name) or names.is_micro_batch_size_name(name) or name in ("size", "shape"):
