@@ -22,6 +22,8 @@ _CONVENTIONAL = {
     "F": "torch.nn.functional",
     "optim": "torch.optim",
     "DataLoader": "torch.utils.data.DataLoader",
+    "np": "numpy",
+    "math": "math",
 }
 
 

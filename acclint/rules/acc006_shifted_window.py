@@ -11,9 +11,9 @@ from acclint.knowledge.names import is_accumulation_name, is_batch_size_name, is
 from acclint.program import Span
 from acclint.rules.base import Action, Intent, Move, Negate, Report, Rule, Shift
 from acclint.rules.rewrites import divide, undivided
-from acclint.rules.windows import View, held, owner_phrase, views
+from acclint.rules.windows import View, held, own_data, owner_phrase, views
 from acclint.simulate.trace import Event, Guard, Loop, Run, Window
-from acclint.simulate.values import numeric, roots_of
+from acclint.simulate.values import Number, Term, numeric, roots_of
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -124,7 +124,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
                 or _irregular(view, gate)
             )
         else:
-            continue
+            report = _shifted_sums(view)
         if report is not None:
             found.append(report)
     return found
@@ -494,6 +494,45 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
             ),
         ),
     )
+
+
+def _shifted_sums(view: View) -> Report | None:
+    """As `_shifted`, where backward is called once, with the sum of a window's losses."""
+    sums = [view.backwards(window) for window in view.closed]
+    if len(sums) < 2 or any(len(calls) != 1 or not calls[0].terms for calls in sums):
+        return None
+    update = view.closed[0].update
+    gates = [one for one in update.guards if one.modulus is not None and not one.unknown] if update is not None else []
+    first, second = ({own_data(term) for term, _ in calls[0].terms} for calls in sums[:2])
+    if not gates or not isinstance(k := gates[-1].modulus, int) or not len(first) < k == len(second):
+        return None
+    gate, counter = gates[-1], numeric(gates[-1].counter)
+    weights = [
+        weight * window.row.get(window.seen[0], 0) for window in view.closed for _, weight in _terms(view, window)
+    ]
+    if counter is None or not 0 <= counter < k or any(abs(abs(float(one)) * k - 1) > 1e-6 for one in weights):
+        return None
+    said = next((text for span, text in view.texts.moduli.items() if span.within(gate.span)), str(k))
+    return _report(
+        view,
+        gate.span,
+        f"the window test is already true after {len(first)} micro-batch{'es' if len(first) > 1 else ''}: the first "
+        f"update of {owner_phrase(view)} sums {len(first)} of `{said}` micro-batches, each divided by it, and every "
+        "later window is shifted",
+        Severity.WARNING,
+        (
+            Intent(
+                "safe",
+                f"let the test come true at the `{said}`-th micro-batch",
+                (Shift(_test(view, gate), len(first)),),
+                regroups=True,
+            ),
+        ),
+    )
+
+
+def _terms(view: View, window: Window) -> Iterator[tuple[Term, Number]]:
+    return (one for backward in view.backwards(window) for one in backward.terms)
 
 
 def _shifted_calls(view: View) -> Report | None:

@@ -117,8 +117,9 @@ def _under_window_test(view: View, window: Window, backward: Backward) -> Report
     term = backward.terms[0][0]
     counts: list[tuple[int, int]] = []
     for site in {one.site for one, _ in backward.terms}:
+        # By turns: a place may make several terms in each, parts that are used only together.
         same = [one for one in view.run.terms if one.site == site]
-        counts.append((len(same), sum(1 for one in same if one.sent)))
+        counts.append((len({one.loops for one in same}), len({one.loops for one in same if one.sent})))
     if any(made - sent < max(sent, 3) for made, sent in counts):
         return None
     made, sent = counts[0]

@@ -384,6 +384,7 @@ def _exec(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span)
 BUILTINS: dict[str, Handler] = {
     "exec": _exec,
     "range": _range,
+    "slice": lambda m, args, keywords, span: ("slice", *([None, *args] if len(args) == 1 else args), None, None)[:4],
     "len": _len,
     "enumerate": _enumerate,
     "zip": _zip,
