@@ -124,7 +124,11 @@ def is_accumulation_name(name: str) -> bool:
     if parts in (
         ("backward", "passes", "per", "step"),
         ("micro", "batches", "per", "step"),
+        ("mini", "batches", "per", "step"),
         ("micro", "steps", "per", "update"),
+        ("iteration", "per", "update"),
+        ("iterations", "per", "update"),
+        ("acc", "it"),
     ):
         return True
     if _is_micro_batch_count(parts):

@@ -139,7 +139,10 @@ class World:
         return ""
 
     def turns(self, assignment: Assignment) -> int:
-        """The number of micro-batches of a loader of unknown length: two full windows and a remainder."""
+        """The number of micro-batches of a loader of unknown length: two full windows and a remainder.
+
+        It is odd: a window may be computed from other numbers (`64 // batch_size`), and come out as 2.
+        """
         hinted = [
             hint
             for key, hint in self.hints.items()
@@ -147,7 +150,7 @@ class World:
         ]
         k = max([assignment.k, *self.literal_ks, *hinted])
         count = 2 * k + assignment.remainder
-        while any(count % other == 0 for other in (assignment.k, *self.literal_ks) if other > 1):
+        while any(count % other == 0 for other in (2, assignment.k, *self.literal_ks) if other > 1):
             count += 1
         return count
 
