@@ -296,7 +296,8 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
     sent |= beside
     name = event.data["target"] or "the list"
     alike = [term for term in run.terms if term.site == site]
-    if sent and (((anew or not grows) and event.data["size"] < chances) or _of_one_window(outer, group, alike)):
+    few = (anew or not grows) and event.data["size"] < chances
+    if sent and (few or _of_one_window(outer, group, alike) or _of_one_update(run, group)):
         return Report(
             span,
             f"`{name}` keeps the autograd graphs of its micro-batches' losses until it starts anew (activations are "
@@ -346,6 +347,18 @@ def _of_one_window(loop: Loop, group: list[Term], others: list[Term]) -> bool:
     entries = {one.entry for term in group for one, _ in term.loops if one.span == loop.span}
     again = any(len(one) > 1 for one in within.values())
     return (loop.level == "window" or _counts_to_k(loop)) and len(entries) == 1 and again
+
+
+def _of_one_update(run: Run, group: list[Term]) -> bool:
+    """Whether the losses that are kept at most are those of one update: the sum starts anew with the next one."""
+    calls = {one.number for one in run.backwards if any(term in group for term, _ in one.terms)}
+    sites = {run.backwards[number].site for number in calls}
+    for lane in run.lanes:
+        ended = [window.seen for window in lane.windows if window.update is not None]
+        again = [seen for seen in ended if any(run.backwards[number].site in sites for number in seen)]
+        if calls and len(again) > 1 and any(calls.issubset(seen) for seen in ended):
+            return True
+    return False
 
 
 def _counts_to_k(loop: Loop) -> bool:
