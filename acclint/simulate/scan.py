@@ -348,7 +348,10 @@ class Scanner:
         return not EVENTS.isdisjoint(self.reach(body)) or self.scan(body).grad
 
     def accumulates(self, body: tuple[p.Stmt, ...]) -> bool:
-        """Whether `body` calls backward and tests a remainder before a step, both outside of the loops in it."""
+        """Whether `body` calls backward and tests a remainder before a step, both outside of the loops in it.
+
+        A scaler that is called may do both (timm's), and only the zeroing be under the test.
+        """
         backward = gate = False
         todo = [body]
         while todo:
@@ -356,8 +359,11 @@ class Scanner:
                 if isinstance(stmt, (p.For, p.While, p.Define, p.Class)):
                     continue
                 todo += bodies(stmt)
-                backward |= isinstance(stmt, p.Do) and not BACKWARD.isdisjoint(self.scan((stmt,)).attrs)
-                gate |= isinstance(stmt, p.If) and _has_remainder(stmt.test) and "step" in self.scan(stmt.body).attrs
+                if isinstance(stmt, (p.Do, p.Assign)):
+                    said = self.scan((stmt,))
+                    backward |= not BACKWARD.isdisjoint(said.attrs) or any(map(names.is_scaler_name, said.calls))
+                elif isinstance(stmt, p.If) and _has_remainder(stmt.test):
+                    gate |= not {"step", "zero_grad"}.isdisjoint(self.scan(stmt.body).attrs)
         return backward and gate
 
     def waiting(self, stmt: p.If) -> Waiting:
