@@ -128,6 +128,8 @@ class Core:
         self.attached: dict[tuple[Owner, str], Value] = {}
         self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
         self.grown: dict[int, tuple[list[Value], str]] = {}  # lists filled from something unknown, and their names
+        self.joins: dict[int, tuple[Value, list[Value]]] = {}  # what torch.cat made, and the parts of it
+        self.storing = ""  # the text of what the value at hand is assigned to
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
         self.untoggled: set[Owner] | None = None  # what was frozen before an optimizer was toggled

@@ -533,6 +533,12 @@ def _stack(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span
     return Tensor(owners if graph else NOBODY, graph, batch=batch)
 
 
+def _cat(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
+    made = _stack(m, args, keywords, span)
+    m.watch_joined(span, m.listed(args[0]) if args else [], made)
+    return made
+
+
 def _reduce(name: str) -> Handler:
     def handler(m: Machine, args: list[Value], keywords: dict[str, Value], span: Span) -> Value:
         if not args:
@@ -1038,7 +1044,7 @@ FUNCTIONS: dict[str, Handler] = {
     "torch._foreach_zero_": _foreach("zero"),
     "torch._foreach_add_": _foreach_add,
     "torch.stack": _stack,
-    "torch.cat": _stack,
+    "torch.cat": _cat,
     "torch.div": _arithmetic("/"),
     "torch.true_divide": _arithmetic("/"),
     "torch.mul": _arithmetic("*"),

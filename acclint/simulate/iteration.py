@@ -279,7 +279,8 @@ class Iteration(Gradients):
             yield item
 
     def iterate_unknown(self, value: Opaque, loop: Loop, wanted: int, stmt: p.For) -> Iterator[Value]:
-        loaderish = names.is_loader_name(value.name) or value.hint == "loader"
+        made = names.words(value.name)[-1:] in (("batches",), ("minibatches",))  # `data.get_batches(...)`
+        loaderish = names.is_loader_name(value.name) or value.hint == "loader" or made
         if loop.level in ("micro", "window") and (loaderish or loop.level == "micro") and not value.graph:
             loop.kind = "loader" if loaderish else "other"
             loop.fetched = True
@@ -294,9 +295,10 @@ class Iteration(Gradients):
         loop.kind = "other"
         loop.fetched = bool(value.batch) or not value.graph
         count = wanted
-        if loop.level == "quiet" and loaderish and not value.graph and not value.batch:
+        if loop.level == "quiet" and loaderish and not value.graph and (made or not value.batch):
             loop.kind, loop.named = "loader", True
-            count = self.world.turns(self.assignment) if self._fills(stmt) else QUIET_TURNS
+            kept = EVALUATED if self.scanner.scan(stmt.body).grows else QUIET_TURNS
+            count = self.world.turns(self.assignment) if self._fills(stmt) else kept
             return self.batches_of(Loader(value.key, count))
         if loop.level == "quiet":
             count = QUIET_TURNS if loaderish else 1

@@ -450,6 +450,16 @@ class Losses(Ownership):
             evaluating = all(self.in_evaluation(term.owners) for term in value.terms)
             self.event("keep", span, target=target, terms=tuple(value.terms), size=size, evaluating=evaluating)
 
+    def watch_joined(self, span: Span, parts: list[Value], whole: Value) -> None:
+        """`preds = torch.cat((preds, out))`, again and again: what a list of the outputs would keep."""
+        if len(parts) < 2:
+            return
+        _, kept = self.joins.get(id(parts[0]), (parts[0], [parts[0]]))
+        self.joins[id(whole)] = (whole, kept)
+        for one in parts[1:]:
+            kept.append(one)
+            self.watch_kept(span, one, kept, self.storing)
+
     def watch_kept(
         self,
         span: Span,

@@ -156,6 +156,7 @@ class Scanner:
             assert isinstance(stmt, p.Assign)
             if isinstance(stmt.value, p.Binary):
                 found.grows |= stmt.value.op == "+" and text(stmt.value.left) == text(stmt.targets[0])
+            found.grows |= _joins(stmt)
             found.grows |= isinstance(stmt.targets[0], p.Index)
             found.sets_grad |= any(isinstance(one, p.Attr) and one.name in ("grad", "_grad") for one in stmt.targets)
             if isinstance(stmt.value, p.Name):
@@ -560,6 +561,15 @@ def counted(iterable: p.Expr) -> str:
 
 
 _TURNED = {"!=": "==", "is not": "is", "not in": "in"}
+
+
+def _joins(stmt: p.Assign) -> bool:
+    """Whether a statement joins something to what its target holds: `preds = torch.cat((preds, out))`."""
+    call = stmt.value
+    if not (isinstance(call, p.Call) and call.args and isinstance(call.args[0], p.Sequence)):
+        return False
+    joined = text(call.func).rpartition(".")[2] in ("cat", "concat")
+    return joined and text(stmt.targets[0]) in map(text, call.args[0].items)
 
 
 def plain_test(test: p.Expr) -> tuple[str, bool]:

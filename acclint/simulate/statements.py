@@ -63,7 +63,9 @@ class Statements(Expressions):
         return _STATEMENTS[type(stmt)](self, stmt, frame)
 
     def do_assign(self, stmt: p.Assign, frame: Frame) -> None:
+        outer, self.storing = self.storing, text(stmt.targets[0])
         value = self.eval(stmt.value, frame)
+        self.storing = outer
         if isinstance(value, bool) and text(stmt.targets[0]) in self.world.flags:
             value = self.flag(value, stmt.span)
         target = stmt.targets[0]
