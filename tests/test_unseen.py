@@ -614,3 +614,34 @@ def train(loader, update_freq=4):
         opt.zero_grad()
 """
     assert codes(text) == {"ACC016"}
+
+
+# laiguokun/LSTNet, main.py: the outputs of an evaluation are joined one after the other, with their graphs.
+@pytest.mark.parametrize(
+    ("kept", "expected"), [("output", {"ACC005"}), ("output.detach()", set()), ("output.data", set())]
+)
+def test_outputs_joined_batch_after_batch(kept: str, expected: set[str]) -> None:
+    text = f"""\
+import torch
+
+def evaluate(data, model, batch_size):
+    model.eval()
+    predict = None
+    for x, y in data.get_batches(batch_size, False):
+        output = model(x)
+        if predict is None:
+            predict = {kept}
+        else:
+            predict = torch.cat((predict, {kept}))
+    return predict.cpu().numpy()
+
+def main(data, model, criterion):
+    optim = torch.optim.Adam(model.parameters())
+    for epoch in range(10):
+        for x, y in data.get_batches(32, True):
+            optim.zero_grad()
+            criterion(model(x), y).backward()
+            optim.step()
+        evaluate(data, model, 32)
+"""
+    assert codes(text) == expected

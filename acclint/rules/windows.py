@@ -393,7 +393,8 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
 
     A report that only a flipped condition brings names the condition and is medium at most, a step less sure where it
     takes more for granted. It is of low confidence where the condition is a choice of what to do, not of how to compute
-    it: the author may not have meant the two to go together, and half of such reports were wrong. The same is true of
+    it: the author may not have meant the two to go together, and half of such reports were wrong (a mere information
+    stays medium). The same is true of
     one that a flipped condition takes away though the loop trains as before: nobody knows which side is meant.
     """
     seen: set[Span] = set()
@@ -417,7 +418,8 @@ def held(analysis: Analysis, judge: Judge) -> Iterator[Report]:
                 report, computing = _depending(analysis, report, path.first, path.flipped)
                 if burdened and not (alike and computing):
                     level = ORDER[max(level.rank - 1, 0)]
-                level = weaker(level, Confidence.MEDIUM if alike or computing else Confidence.LOW)
+                light = alike or computing or report.severity is Severity.INFO
+                level = weaker(level, Confidence.MEDIUM if light else Confidence.LOW)
             else:
                 for key in _decisive(report, path.first, analysis, told):
                     report, computing = _depending(analysis, report, path.first, key)

@@ -16,7 +16,7 @@ from acclint.simulate.expressions import Expressions
 from acclint.simulate.iteration import LIST_TURNS, QUIET_TURNS
 from acclint.simulate.losses import leaves
 from acclint.simulate.scan import bodies, plain_test, text
-from acclint.simulate.trace import Guard, Loop
+from acclint.simulate.trace import Condition, Guard, Loop
 from acclint.simulate.values import (
     ClassValue,
     Closure,
@@ -476,6 +476,13 @@ class Statements(Expressions):
 
         return bound, out if leaving else None
 
+    def is_one(self, target: p.Name, owner: str) -> bool:
+        """Whether accumulation steps that are 1 are left so: the other side shows what k > 1 would do."""
+        key = f"{owner}.{target.id} is 1"
+        chosen = self.choices.get(key, True)
+        self.run.conditions.setdefault(key, Condition(key, target.span, chosen, True, False))
+        return chosen
+
     def do_try(self, stmt: p.Try, frame: Frame) -> str | None:
         signal = None
         try:
@@ -621,8 +628,9 @@ class Statements(Expressions):
                 for target, value in _each(one.targets, made):
                     # That a plain class of settings does not accumulate is meant so, as a constant is.
                     plain = numeric(value) == 1 and all(getattr(base, "path", "")[-6:] == "object" for base in bases)
+                    steps = self.world.is_accumulation(target.id)
                     # Without a type it is no field, and no caller can set it.
-                    if (cls.dataclass and one.annotated) or (self.world.is_accumulation(target.id) and not plain):
+                    if (cls.dataclass and one.annotated) or (steps and not (plain and self.is_one(target, stmt.name))):
                         value = self.tunable(value, f"{stmt.name}.{target.id}", target.id)
                     elif type(value) is int and value and target.id in self.world.class_settings:
                         value = self.setting(value, f"{stmt.name}.{target.id}", target.id)
