@@ -114,7 +114,7 @@ def _judge(analysis: Analysis, run: Run) -> list[Report]:
             if calls and not divided_rate(view) and not _compared_rate(view, len(calls)):
                 found.append(_straight(view, calls))
             continue
-        if view.gate is None and not any(window.zeros for window in view.windows):
+        if view.gate is None and len(view.closed) > 1 and not any(window.zeros for window in view.windows):
             continue  # What adds up from update to update, since nothing zeroes it, is no window (ACC015).
         for report in _undivided(view):
             found.append(report)

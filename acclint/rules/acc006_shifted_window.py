@@ -474,8 +474,13 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     counter = numeric(gate.counter)
     if counter is not None and not 0 <= counter <= view.k:
         return None  # A counter that starts somewhere: the windows are in phase with it from then on.
-    if sizes[0] > 1 and _weighs_one(view, first) and all(_weighs_one(view, window) for window in view.full):
+    if _weighs_one(view, first) and all(_weighs_one(view, window) for window in view.full):
         return None
+    sums = any(term.reduction == "sum" for one in view.backwards(first) for term, _ in one.terms)
+    if any(sums or event.data.get("unsure") for event in first.edits):
+        return None  # The gradients are divided by what was seen, perhaps.
+    if _turns(view, first) % view.k == 0 and not _behind_backward(view, gate, first):
+        return None  # The test is true at the k-th turn; some turns made no loss.
     return _report(
         view,
         gate.span,
@@ -505,6 +510,8 @@ def _shifted_sums(view: View) -> Report | None:
     gates = [one for one in update.guards if one.modulus is not None and not one.unknown] if update is not None else []
     first, second = ({own_data(term) for term, _ in calls[0].terms} for calls in sums[:2])
     if not gates or not isinstance(k := gates[-1].modulus, int) or not len(first) < k == len(second):
+        return None
+    if _turns(view, view.closed[0]) % k == 0:
         return None
     gate, counter = gates[-1], numeric(gates[-1].counter)
     weights = [
@@ -541,6 +548,12 @@ def _shifted_calls(view: View) -> Report | None:
     if gate is None or roots_of(gate.counter):
         return None
     return _shifted(view, gate, [size for size in view.sizes if size > 0])
+
+
+def _turns(view: View, first: Window) -> int:
+    """How many turns of the loop over micro-batches there were up to the first update."""
+    loops = first.update.loops if first.update is not None else ()
+    return next((turn + 1 for loop, turn in loops if view.micro is not None and loop.span == view.micro.span), 1)
 
 
 def _first_only(view: View, gate: Guard) -> Report | None:

@@ -13,6 +13,7 @@ from acclint.rules.acc030_backward_skipped import wasted_siblings
 from acclint.rules.base import Action, Gate, Intent, Move, Report, Rule
 from acclint.rules.windows import View, held, own_data, owner_phrase, views, weaker
 from acclint.simulate.trace import Backward, Event, Guard, Run
+from acclint.simulate.values import numeric
 
 if TYPE_CHECKING:
     from acclint.simulate import Analysis
@@ -196,6 +197,8 @@ def _always_true(view: View) -> Report | None:
     if gate is None or not isinstance(gate.modulus, int) or gate.modulus < 2 or not view.scale_known:
         return None
     tests = [event for event in view.run.of("test") if event.span == gate.span]
+    if view.micro is not None and view.micro.kind == "call" and len({_count(event) for event in tests}) < 2:
+        return None  # Whoever calls this may well count.
     calls = [backward for window in view.closed for backward in view.backwards(window)]
     weights = {abs(float(view.effective(window, one)[1])) for window in view.closed for one in view.backwards(window)}
     if len({event.data["outcome"] for event in tests}) != 1 or any(
@@ -214,6 +217,10 @@ def _always_true(view: View) -> Report | None:
         assumptions=view.notes(),
         evidence=view.proof(),
     )
+
+
+def _count(test: Event) -> object:
+    return numeric(test.data["counter"])
 
 
 def _tested_divisors(view: View) -> set[Span]:

@@ -13,7 +13,7 @@ from acclint.simulate.core import Frame
 from acclint.simulate.methods import Methods
 from acclint.simulate.scan import plain_test, text, within
 from acclint.simulate.trace import Condition, Guard
-from acclint.simulate.values import Imported, Maybe, Num, Opaque, Stream, Tensor, Value, numeric, roots_of
+from acclint.simulate.values import Imported, Maybe, Num, Number, Opaque, Stream, Tensor, Value, numeric, roots_of
 from acclint.simulate.vocabulary import word_set
 from acclint.simulate.world import Restart
 
@@ -82,6 +82,8 @@ class Conditions(Methods):
                         # `or last_batch`: of an end that is not known, only the last of a pass is one.
                         if self.last_batch and not _LAST.isdisjoint(names.words(text(part))):
                             return True
+                        if self.known_answer(value, part):
+                            return True
                         continue
                 # `if args.train and length > limit: raise`: the last part is what is wrong, not that it trains.
                 trains = refuses and part is not test.values[-1] and self._updates_if(part)
@@ -112,13 +114,19 @@ class Conditions(Methods):
         ]
         return any(text(one) in names_here for remainder in remainders for one in within(remainder.left))
 
+    def known_answer(self, value: Opaque | Maybe, test: p.Expr) -> bool:
+        """What is known of an unknown condition; from now on that it is false, if nothing is."""
+        negated = type(value) is Maybe and value.negated
+        return self.choose(value.key, test.span, lambda: negated, None) != negated
+
     def _beside_window(self, part: p.Expr, test: p.Bool) -> bool:
         """Whether another part of a test takes a remainder, or compares with the accumulation steps by their name."""
         for one in (inner for other in test.values if other is not part for inner in within(other)):
             if isinstance(one, p.Binary) and one.op == "%":
                 return True
             sides = (one.left, *one.rights) if isinstance(one, p.Compare) else ()
-            if any(self.world.is_accumulation(text(side).rpartition(".")[2]) for side in sides):
+            counts = not any(isinstance(side, p.Const) for side in sides)  # `accum_steps == 1` is no window test.
+            if counts and any(self.world.is_accumulation(text(side).rpartition(".")[2]) for side in sides):
                 return True
         return False
 
@@ -220,7 +228,8 @@ class Conditions(Methods):
         scanner = self.scanner
         steps = "step" in scanner.reach(stmt.body) or "step" in scanner.reach(stmt.orelse)
         if steps and not scanner.has_backward(stmt.body) and not scanner.has_backward(stmt.orelse):
-            if roles == {""} and len(value.roots) == 1 and self.loops:
+            counts = isinstance(test, p.Compare) and _remainder_of(text(test.left), stmt.test)
+            if roles == {""} and len(value.roots) == 1 and self.loops and not counts:
                 self.world.learn(self.world.roles, next(iter(value.roots)), "k")
             if "batch" in roles or "" in roles:
                 return bool(value.v)
@@ -250,10 +259,12 @@ class Conditions(Methods):
             self.world.counting.add(test.span)  # `epoch * len(data) + i`: only where it begins is not known.
             raise Restart
         turn = self.evaluations[test.span] = self.evaluations.get(test.span, 0) + 1
-        unequal = isinstance(test, p.Compare) and test.ops != ("==",)
+        # `if it % k: continue` is true where there is a remainder.
+        bare = not isinstance(test, p.Compare) and not isinstance(value.v, bool)
+        unequal = bare or (isinstance(test, p.Compare) and test.ops != ("==",))
         if not isinstance(divisor, int) or divisor < 1:
             return unequal if "step" in reached else self.choose(guard.key, test.span, desired, None)
-        kept, phase = self.world.phases.get(frozenset(unknown)), self._phase(counter, test)
+        kept, phase = self.world.phases.get(frozenset(unknown)), self._phase(counter, divisor, test)
         if "step" in reached:
             if phase is not None and kept is None:
                 self.world.phases[frozenset(unknown)] = phase
@@ -264,17 +275,21 @@ class Conditions(Methods):
         # So many turns after the update's test, which reads the same counter.
         return ((turn + phase - kept) % divisor == 0) != unequal
 
-    def _phase(self, counter: Value, test: p.Expr) -> int | None:
-        """What is added to an unknown counter before its remainder is taken, less the remainder asked for."""
+    def _phase(self, counter: Value, divisor: int, test: p.Expr) -> int | None:
+        """How many turns before a remainder is the one asked for an unknown counter is a multiple of the divisor."""
         number, begins = numeric(counter), [self.numbers.get(root) for root in roots_of(counter)]
+        asked: Number = 0
         if isinstance(test, p.Compare):
-            said = [one.value for one in (test.left, *test.rights) if isinstance(one, p.Const)]
-            remainder = said[0] if len(said) == 1 else None
-        else:
-            remainder = 0
-        if number is None or len(begins) != 1 or begins[0] is None or type(remainder) is not int:
+            sides = self.compared.get(test.span, (None, None))
+            other = [one for one in sides if type(one) is not Num or one.modulus is None]
+            taken = [one for one in sides if type(one) is Num and one.modulus is not None]
+            if len(other) != 1 or len(taken) != 1 or number is None:
+                return None
+            # `it % k + 1 == k` asks for k - 1.
+            asked = (numeric(other[0]) or 0) - (taken[0].v - number % divisor)
+        if number is None or len(begins) != 1 or begins[0] is None or int(asked) != asked:
             return None
-        return int(number - begins[0].v) - remainder
+        return int(number - begins[0].v - asked) % divisor
 
     def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
         known = self.run.conditions.get(key)
@@ -352,8 +367,13 @@ class Conditions(Methods):
             return _at_first(key) != negated  # A training begins, from nothing.
         if not trains and "load_state_dict" in scanner.reach(stmt.body) - scanner.reach(stmt.orelse):
             return False  # Nor does it go on where another has ended.
-        if not trains and _zeros(stmt.orelse) & _given(stmt.body):
-            return False  # `step = saved["step"] if saved else 0`, written as a statement
+        if not trains and not any(loop.level in ("micro", "window") for loop in self.loops):
+            given = _zeros(stmt.orelse) & _given(stmt.body)
+            if any(not names.is_loss_name(one) and not self.world.is_accumulation(one) for one in given):
+                return False  # `step = saved["step"] if saved else 0`, written as a statement
+        given_up = "zero_grad" in scanner.reach(stmt.body) and "step" not in scanner.reach(stmt.body)
+        if given_up and not stmt.orelse and _zeros(stmt.body) & self.world.counters:
+            return False  # `if has_nan(model): optimizer.zero_grad(); n = 0`
         if not body_events:
             # The same test elsewhere: the outcome under which the updates happen.
             known = self.world.updating.get(key)
@@ -364,13 +384,16 @@ class Conditions(Methods):
         return True
 
     def leaves(self, body: tuple[p.Stmt, ...]) -> bool:
-        """Whether a block ends in a jump, or sets the flag that a `while` around it waits for."""
-        flags = [loop.flag for loop in self.loops if loop.flag is not None]
-        return ends_in_jump(body) or any(
-            isinstance(one, p.Assign)
-            and isinstance(one.value, p.Const)
-            and any((text(target), one.value.value) in flags for target in one.targets)
-            for one in body
+        """Whether a block ends in a jump, or sets the flag that a `while` around it waits for, without an update."""
+        flags = [loop.flag for loop in self.loops if loop.flag is not None and loop.depth in (-1, len(self.stack))]
+        return ends_in_jump(body) or (
+            "step" not in self.scanner.reach(body)
+            and any(
+                isinstance(one, p.Assign)
+                and isinstance(one.value, p.Const)
+                and any((text(target), one.value.value) in flags for target in one.targets)
+                for one in body
+            )
         )
 
     def _returns_choice(self, body: tuple[p.Stmt, ...]) -> bool:
@@ -462,6 +485,11 @@ def exits(stmt: p.Stmt) -> bool:
     """Whether a statement ends the program."""
     called = stmt.value if isinstance(stmt, p.Do) else None
     return isinstance(called, p.Call) and text(called.func) in ("sys.exit", "exit", "quit", "os._exit")
+
+
+def _remainder_of(counter: str, test: p.Expr) -> bool:
+    """Whether a test also takes the remainder of what one of its parts compares: `it > 0 and it % k == 0`."""
+    return any(isinstance(one, p.Binary) and one.op == "%" and counter in text(one.left) for one in within(test))
 
 
 def _given(body: tuple[p.Stmt, ...]) -> set[str]:

@@ -129,6 +129,7 @@ class Core:
         self.sources: dict[int, tuple[int, Value]] = {}  # what parts were cut from, by identity
         self.grown: dict[int, tuple[list[Value], str]] = {}  # lists filled from something unknown, and their names
         self.joins: dict[int, tuple[Value, list[Value]]] = {}  # what torch.cat made, and the parts of it
+        self.lists: dict[int, tuple[list[Value], int]] = {}  # lists made by `+`, and the first one of each
         self.storing = ""  # the text of what the value at hand is assigned to
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()
@@ -281,6 +282,10 @@ class Core:
             return Imported("builtins." + name)
         kept = top.vars[name] = self.opaque(f"{name}", name)
         return kept
+
+    def first_of(self, made: list[Value]) -> int:
+        """The identity of a list, or of the one that it goes on from: `queue = queue + [loss]`."""
+        return self.lists[id(made)][1] if id(made) in self.lists else id(made)
 
     def drain(self, stream: Stream, limit: int) -> list[Value]:
         made = []

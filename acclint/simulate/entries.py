@@ -181,7 +181,7 @@ def _repeat(
     optimizers = sum(one.known for one in machine.run.optimizers)
     counted = scanner.scan(function.body).counted
     own = target.bound.attrs if isinstance(target.bound, Instance) else {}
-    known = {name: own[name] for name in counters}
+    known = {name: own.get(name) for name in counters}
     own.update(counters)
     try:
         for turn in range(rounds):
@@ -208,14 +208,15 @@ def _repeat(
 
 
 def _counted_elsewhere(machine: Machine, closure: Closure, cls: ClassValue, instance: Instance) -> dict[str, Value]:
-    """Unknown numbers for the counters that only other methods raise: `set_input()` before each `optimize()`, say."""
+    """Unknown numbers for the counters that only others raise: `set_input()` before each `optimize()`, a callback."""
     scanner = machine.scanner
     mine = scanner.raised(closure.function.body)
-    others = [one for one in _methods(cls) if id(one.function) not in machine.called and one is not closure]
-    raised = set().union(*(scanner.raised(one.function.body) for one in others)) - mine
+    inherited = [one for base in resolution_order(cls) for one in base.members.values() if type(one) is Closure]
+    raised = {name[1:] for name in machine.world.raised if name[:1] == "."}
+    raised |= set().union(*(scanner.raised(one.function.body) for one in inherited if one is not closure))
     found: dict[str, Value] = {}
-    for name in sorted(raised):
-        value = instance.attrs.get(name)
+    for name in sorted(raised - mine):
+        value = instance.attrs[name] if name in instance.attrs else machine.member(cls, name)
         if numeric(value) is not None and not roots_of(value):
             found[name] = machine.opaque(f"{instance.key}.{name}", name)
             machine.world.elsewhere.add(f"{instance.key}.{name}")

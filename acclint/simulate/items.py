@@ -250,6 +250,16 @@ class Items(Iteration):
             if len(owner) == 1:
                 owner.append(item)  # Several, where the abstract run makes one: the first may be skipped.
 
+    def drop(self, owner: list[Value], index: Value) -> None:
+        """`del queue[0]`, `del queue[5:]`: what is kept does not grow for ever."""
+        if any(loop.kind != "call" for loop in self.loops):
+            self.run.popped.add(self.first_of(owner))
+        if isinstance(index, tuple) and index[:1] == ("slice",):
+            lower, upper = (None if one is None else numeric(one) for one in index[1:3])
+            del owner[slice(None if lower is None else int(lower), None if upper is None else int(upper))]
+        elif (at := numeric(index)) is not None and -len(owner) <= at < len(owner):
+            del owner[int(at)]
+
     def list_method(self, owner: list[Value], name: str, args: list[Value], expr: p.Call, frame: Frame) -> Value:
         span = expr.span
         if name == "append" and args:
@@ -269,7 +279,7 @@ class Items(Iteration):
             return None
         if name in ("pop", "popleft"):
             if any(loop.kind != "call" for loop in self.loops):
-                self.run.popped.add(id(owner))
+                self.run.popped.add(self.first_of(owner))
             first = name == "popleft" or (bool(args) and args[0] == 0)
             return owner.pop(0 if first else -1) if owner else self.opaque("pop", "<item>")
         if name == "insert" and len(args) == 2:

@@ -214,13 +214,17 @@ class Losses(Ownership):
                 own = not loss.batch or (other.batch <= loss.batch and (not parts or bool(other.batch & parts)))
             if own and loss.terms and all(term.reduction == "sum" for term in loss.terms):
                 steps = self.steps_in(other) if type(other) is Num else 1
+                if type(other) is Num:
+                    steps *= self._batches_in(other)
+                means: dict[Term, Any] = {}
+                for term, weight in loss.terms.items():
+                    made = self.new_term(loss.owners, "mean", "sum / count", span, loss.batch)
+                    made.origin = term
+                    means[made] = weight * Fraction(1, steps)
                 return Tensor(
                     loss.owners,
                     True,
-                    {
-                        self.new_term(loss.owners, "mean", "sum / count", span, loss.batch): weight * Fraction(1, steps)
-                        for weight in loss.terms.values()
-                    },
+                    means,
                     batch=loss.batch,
                     divisors=loss.divisors if steps == 1 else (*loss.divisors, (steps, True, span)),
                 )
@@ -274,6 +278,14 @@ class Losses(Ownership):
             if one.upper is not None and not isinstance(one.upper, str) and not isinstance(one.lower, str)
         }
         return size.v in widths if widths else True
+
+    def _batches_in(self, samples: Num) -> int:
+        """How many micro-batches the samples were counted over: `total += len(x)`, a few times."""
+        units = {self.numbers["shape"].v} if samples.roots == {"shape"} else self.run.batch_sizes
+        if samples.roots not in ({"shape"}, {"<size>"}) or len(units) != 1 or isinstance(samples.v, float):
+            return 1
+        (unit,) = units
+        return int(samples.v // unit) if unit and samples.v % unit == 0 else 1
 
     def steps_in(self, size: Num) -> int:
         """The accumulation steps in a product with a batch size (`k * batch_size`), 1 if there are none."""
@@ -481,6 +493,7 @@ class Losses(Ownership):
         if not new:
             return
         container = holder if kept_in is None else kept_in
+        holds = self.first_of(container) if isinstance(container, list) else id(container)
         self.run.holders[id(container)] = container
         kept: list[Term] = []
         outputs: list[tuple[Value, Term]] = []
@@ -498,7 +511,7 @@ class Losses(Ownership):
             self.event(
                 "keep",
                 span,
-                holder=id(container),
+                holder=holds,
                 target=target,
                 terms=tuple(kept),
                 size=size,
@@ -510,7 +523,7 @@ class Losses(Ownership):
                 "keep output",
                 span,
                 target=target,
-                holder=id(container),
+                holder=holds,
                 terms=tuple(term for _, term in same),
                 batches=tuple(one.batch for one, _ in same),
                 evaluating=all(self.in_evaluation(one.owners) for one, _ in same),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -84,7 +85,11 @@ class Operators(Tensors):
         if lt is v.Grad or rt is v.Grad or lt is v.Delta or rt is v.Delta or lt is Param or rt is Param:
             return self.grad_binary(op, left, right, span)
         if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and op == "+":
-            return list(left) + list(right) if isinstance(left, list) else tuple(left) + tuple(right)
+            if not isinstance(left, list) or not isinstance(right, list):
+                return list(left) + list(right) if isinstance(left, list) else tuple(left) + tuple(right)
+            joined = left + right
+            self.lists[id(joined)] = (joined, self.first_of(max(left, right, key=len)))
+            return joined
         if isinstance(left, (list, tuple)) and op == "*" and b is not None:
             return (list(left) * min(int(b), LIST_TURNS))[:LIST_TURNS]
         if isinstance(left, str) or isinstance(right, str):
@@ -109,7 +114,7 @@ class Operators(Tensors):
             key = f"({self.key(left)} {op} {self.key(right)})"
             made = self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
             made.attrs["<computed>"] = True
-            if op == "-" and a == 1:
+            if op == "-" and a == 1 and type(right) is Opaque and (right.hint == "width" or _SIZES.search(right.key)):
                 made.hint = "width"  # `lam = 1 - cut / (h * w)`, a share, and then `1 - lam`: no number of samples
             if data and op in ("*", "/") and (parts := self.plain_number(left, right, op)) is not None:
                 made.attrs["<times>"] = (parts[0], op, parts[1])
@@ -316,6 +321,9 @@ class Operators(Tensors):
         if type(left) is Opaque or type(right) is Opaque:
             return None
         return left is right
+
+
+_SIZES = re.compile(r" / .*\b(size|shape)\b")
 
 
 def _holds_parameters(value: Value) -> bool:

@@ -289,6 +289,7 @@ class Statements(Expressions):
         loop = self.new_loop(stmt, "while", level)
         if key.replace(".", "").isidentifier():
             loop.flag = key, negated
+            loop.depth = -1 if "." in key else len(self.stack)
         self.entries += 1
         cap = {
             "micro": 3 * max([self.assignment.k, *self.world.literal_ks]) + 2,
@@ -548,6 +549,8 @@ class Statements(Expressions):
                 frame.vars.pop(target.id, None)
             elif type(target) is p.Attr and target.name == "grad":
                 self.store_attribute(self.eval(target.value, frame), "grad", None, target.span)
+            elif type(target) is p.Index and isinstance(held := self.eval(target.value, frame), list):
+                self.drop(held, self.eval(target.index, frame))
 
     def do_import(self, stmt: p.Import, frame: Frame) -> None:
         if stmt.name != "*":

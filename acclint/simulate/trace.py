@@ -17,7 +17,8 @@ class Loop:
     `kind` says what is iterated: "loader" (micro-batches of a loader), "chunks" (parts of a batch), "count"
     (a range), "while", "call" (an entry function called again and again), "list" or "other". `target` is the text of
     its target; of a call, what is known to make it once per batch. `over` are the texts of what it goes through, and of
-    what its range is as long as; `flag` is what a `while` waits for: the text of a name, and the value that ends it.
+    what its range is as long as; `flag` is what a `while` waits for: the text of a name, and the value that ends it;
+    `depth` is how many functions deep a local one is.
     `bounds` are the unknowns that a range with a stride depends on; `end` is its end where the run goes through more or
     fewer chunks than its numbers say: the number that stands for it, and the one at which this run ends. `updates`: its
     body steps an optimizer; `clears`: something in
@@ -40,6 +41,7 @@ class Loop:
     target: str = ""
     over: frozenset[str] = frozenset()
     flag: tuple[str, bool] | None = None
+    depth: int = -1
     bounds: frozenset[str] = frozenset()
     end: tuple[Any, Number] | None = None
     updates: bool = False

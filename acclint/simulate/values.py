@@ -127,7 +127,9 @@ class Term:
     `scaled` is False where an unknown factor may be part of the term.
     """
 
-    __slots__ = ("data", "fetch", "guessed", "loops", "number", "owners", "reduction", "sent", "site", "span", "why")
+    __slots__ = (
+        "data", "fetch", "guessed", "loops", "number", "origin", "owners", "reduction", "sent", "site", "span", "why",
+    )  # fmt: skip
 
     def __init__(
         self, number: int, span: Span, site: tuple[Span, ...], owners: Owners, reduction: str, why: str, loops: Any
@@ -142,6 +144,7 @@ class Term:
         self.sent = 0  # how many backward calls it took part in
         self.fetch = 0  # how many micro-batches had been fetched when it was made
         self.data: frozenset[int] = frozenset()  # the data that it was computed from
+        self.origin: Term | None = None  # what it is another view of, a sum divided by its count, say
         self.guessed = False  # whether its graph is only supposed: something unknown returned it
 
 
