@@ -476,8 +476,7 @@ def _shifted(view: View, gate: Guard, sizes: list[int]) -> Report | None:
         return None  # A counter that starts somewhere: the windows are in phase with it from then on.
     if _weighs_one(view, first) and all(_weighs_one(view, window) for window in view.full):
         return None
-    sums = any(term.reduction == "sum" for one in view.backwards(first) for term, _ in one.terms)
-    if any(sums or event.data.get("unsure") for event in first.edits):
+    if any(event.data.get("unsure") for window in view.closed for event in window.edits):
         return None  # The gradients are divided by what was seen, perhaps.
     if _turns(view, first) % view.k == 0 and not _behind_backward(view, gate, first):
         return None  # The test is true at the k-th turn; some turns made no loss.

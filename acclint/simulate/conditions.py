@@ -76,7 +76,11 @@ class Conditions(Methods):
                     if self._is_last(part) if open_end else self.truth(value, part, guard, desired, stmt):
                         return True
                     continue
-                if not is_and and isinstance(part, (p.Name, p.Attr, p.Call)) and self._beside_window(part, test):
+                if (
+                    not is_and
+                    and isinstance(part, (p.Name, p.Attr, p.Call, p.Index))
+                    and self._beside_window(part, test)
+                ):
                     value = self.eval(part, frame)
                     if type(value) in (Opaque, Maybe):
                         # `or last_batch`: of an end that is not known, only the last of a pass is one.
@@ -264,7 +268,8 @@ class Conditions(Methods):
         unequal = bare or (isinstance(test, p.Compare) and test.ops != ("==",))
         if not isinstance(divisor, int) or divisor < 1:
             return unequal if "step" in reached else self.choose(guard.key, test.span, desired, None)
-        kept, phase = self.world.phases.get(frozenset(unknown)), self._phase(counter, divisor, test)
+        kept = self.world.phases.get(frozenset(unknown))
+        phase = self._phase(value, next(iter(unknown)), test) if len(unknown) == 1 else None
         if "step" in reached:
             if phase is not None and kept is None:
                 self.world.phases[frozenset(unknown)] = phase
@@ -275,21 +280,24 @@ class Conditions(Methods):
         # So many turns after the update's test, which reads the same counter.
         return ((turn + phase - kept) % divisor == 0) != unequal
 
-    def _phase(self, counter: Value, divisor: int, test: p.Expr) -> int | None:
+    def _phase(self, value: Num, root: str, test: p.Expr) -> int | None:
         """How many turns before a remainder is the one asked for an unknown counter is a multiple of the divisor."""
-        number, begins = numeric(counter), [self.numbers.get(root) for root in roots_of(counter)]
+        assert value.modulus is not None
+        divisor, _, counter, place = value.modulus
+        number, begin = numeric(counter), self.numbers.get(root)
         asked: Number = 0
-        if isinstance(test, p.Compare):
-            sides = self.compared.get(test.span, (None, None))
+        if isinstance(test, p.Compare) or isinstance(value.v, bool):
+            spans = [test.span, *(one for one in self.compared if place.within(one))]
+            sides = next((self.compared[one] for one in spans if one in self.compared), (None, None))
             other = [one for one in sides if type(one) is not Num or one.modulus is None]
             taken = [one for one in sides if type(one) is Num and one.modulus is not None]
             if len(other) != 1 or len(taken) != 1 or number is None:
                 return None
             # `it % k + 1 == k` asks for k - 1.
             asked = (numeric(other[0]) or 0) - (taken[0].v - number % divisor)
-        if number is None or len(begins) != 1 or begins[0] is None or int(asked) != asked:
+        if number is None or begin is None or int(asked) != asked:
             return None
-        return int(number - begins[0].v - asked) % divisor
+        return int(number - begin.v - asked) % int(divisor)
 
     def choose(self, key: str, span: Span, desired: Callable[[], bool], stmt: p.Stmt | None) -> bool:
         known = self.run.conditions.get(key)
