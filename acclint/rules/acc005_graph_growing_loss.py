@@ -88,8 +88,8 @@ for epoch in range(3):
 ## When it stays silent
 
 - The value is taken with `.item()`, `.detach()`, `float()` or `.data`, or under `torch.no_grad()`.
-- The sum is reset in each iteration, or sums several losses of one batch. A sum that starts anew after some
-  iterations, and whose losses backward was called on, keeps little: an info finding.
+- The sum is reset in each iteration, sums several losses of one batch, or is a list from which items are taken again. A
+  sum that starts anew after some iterations, and whose losses backward was called on, keeps little: an info finding.
 - The sum is what `backward()` is called on later (ACC031 speaks about that).
 - A meter or a logger takes the value itself.
 - The outputs are collected for one backward pass over all of them.

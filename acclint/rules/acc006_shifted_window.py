@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 DOCUMENTATION = """\
 ## What it does
 
-Finds window tests that fire at the wrong micro-batch: at the first one (`i % k == 0` with i from 0), at every one but
-the last (the truth value of `i % k`), at changing distances (k is reassigned while the loop runs), or under a test
-that belongs to something else (logging, a progress bar).
+Finds window tests that fire at the wrong micro-batch: at the first one (`i % k == 0` with i from 0), one late in the
+first window (`i % k == 0 and i > 0`), at every one but the last (the truth value of `i % k`), at changing distances (k
+is reassigned while the loop runs), or under a test that belongs to something else (logging, a progress bar).
 
 ## Why is this bad?
 
