@@ -61,6 +61,7 @@ def test_what_grows_within_a_pair_or_a_list(before: str, kept: str, expected: se
         "for i in range(len(heads)): loss += crit(heads[i], ys[:, i])",
         "for head, y in zip(heads, ys): loss += crit(head, y)",
         "for i, head in enumerate(heads): loss = loss + crit(head, ys[i])",
+        "for i in range(len(heads)): loss = loss + calculate_loss(heads[i], ys[i])",
     ],
 )
 def test_the_mean_over_what_a_loop_goes_through(summed: str) -> None:

@@ -255,10 +255,10 @@ class Losses(Ownership):
         if divisor is None or type(value) is not Tensor or not value.terms:
             return None
         within = [term.loops[len(self.loops)] for term in value.terms if len(term.loops) > len(self.loops)]
-        entries = {loop.entry for loop, _ in within if divisor[1] in loop.over}
-        if len(within) < len(value.terms) or len(entries) != 1:
+        loops = {loop.entry: loop for loop, _ in within if divisor[1] in loop.over}
+        if len(within) < len(value.terms) or len(loops) != 1:
             return None
-        turns = len({turn for _, turn in within})
+        turns = next(iter(loops.values())).turns
         mean = {term: weight * Fraction(1, turns) for term, weight in value.terms.items()}
         made = self.scaled(value, 1, (turns, False, span))
         first = next(iter(mean))
