@@ -120,9 +120,9 @@ def check(analysis: Analysis) -> Iterator[Report]:
 def _judge(run: Run, sent: set[tuple[Span, ...]]) -> list[Report]:
     """`sent`: the places of losses that backward is called on where no condition is flipped."""
     # What is kept for one backward call is ACC031's business.
-    sums = [{one for term, _ in backward.terms for one in (term, term.origin) if one} for backward in run.backwards]
+    sums = [{one for term, _ in backward.terms for one in (term, *term.origins)} for backward in run.backwards]
     sums += [set(event.data["terms"]) for event in run.of("autograd.grad")]
-    together = [one for one in sums if len({term for term in one if term.origin is None}) > 1]
+    together = [one for one in sums if len({term for term in one if not term.origins}) > 1]
     by_place: dict[Span, list[Event]] = {}
     growing, deferred = set[Span](), set[Span]()
     for event in run.of("keep"):

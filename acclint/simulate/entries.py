@@ -181,7 +181,7 @@ def _repeat(
     optimizers = sum(one.known for one in machine.run.optimizers)
     counted = scanner.scan(function.body).counted
     own = target.bound.attrs if isinstance(target.bound, Instance) else {}
-    known = {name: own.get(name) for name in counters}
+    before = dict(own)
     own.update(counters)
     try:
         for turn in range(rounds):
@@ -204,7 +204,9 @@ def _repeat(
             loop.turn += 1
     finally:
         machine.loops.pop()
-        own.update(known)
+        for name in counters:
+            own.pop(name)
+            own.update({name: before[name]} if name in before else {})
 
 
 def _counted_elsewhere(machine: Machine, closure: Closure, cls: ClassValue, instance: Instance) -> dict[str, Value]:

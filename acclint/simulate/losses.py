@@ -219,7 +219,7 @@ class Losses(Ownership):
                 means: dict[Term, Any] = {}
                 for term, weight in loss.terms.items():
                     made = self.new_term(loss.owners, "mean", "sum / count", span, loss.batch)
-                    made.origin = term
+                    made.origins = (term,)
                     means[made] = weight * Fraction(1, steps)
                 return Tensor(
                     loss.owners,
@@ -264,6 +264,7 @@ class Losses(Ownership):
         first = next(iter(mean))
         if len({(term.site, term.reduction, term.data) for term in mean}) == 1:  # parts of one batch
             whole = self.new_term(made.owners, first.reduction, first.why, span, made.batch)
+            whole.origins = tuple(mean)
             made.terms, made.doubtful = {whole: sum(mean.values())}, frozenset((whole,) if made.doubtful else ())
         else:
             made.terms = mean

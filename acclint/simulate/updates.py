@@ -49,9 +49,8 @@ class Updates(Schedules):
         number = len(self.run.backwards)
         event = self.event("backward", span, number=number, via=via, batch=loss.batch)
         for term, _ in terms:
-            for one in (term, term.origin):
-                if one is not None:
-                    one.sent += 1
+            for one in (term, *term.origins):
+                one.sent += 1
         reached = owners
         parts = only.parts if only is not None and only.parts else NOBODY
         held = [part for one in self.ledger.optimizers for part in one.parts or ()]

@@ -128,7 +128,7 @@ class Term:
     """
 
     __slots__ = (
-        "data", "fetch", "guessed", "loops", "number", "origin", "owners", "reduction", "sent", "site", "span", "why",
+        "data", "fetch", "guessed", "loops", "number", "origins", "owners", "reduction", "sent", "site", "span", "why",
     )  # fmt: skip
 
     def __init__(
@@ -144,7 +144,7 @@ class Term:
         self.sent = 0  # how many backward calls it took part in
         self.fetch = 0  # how many micro-batches had been fetched when it was made
         self.data: frozenset[int] = frozenset()  # the data that it was computed from
-        self.origin: Term | None = None  # what it is another view of, a sum divided by its count, say
+        self.origins: tuple[Term, ...] = ()  # what it is another view of, a sum divided by its count, say
         self.guessed = False  # whether its graph is only supposed: something unknown returned it
 
 
