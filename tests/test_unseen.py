@@ -648,8 +648,8 @@ def main(data, model, criterion):
     assert codes(text) == expected
 
 
-# quancore/social-lstm, train.py: what `import *` has brought is a function, not a model.
-def test_a_function_of_import_star_has_no_parameters() -> None:
+# quancore/social-lstm, train.py: what `import *` has brought may be a function; nobody trains it or puts it into eval mode.
+def test_what_nobody_trains_and_nobody_evaluates() -> None:
     text = """\
 import torch
 from helper import *

@@ -290,8 +290,11 @@ def _report(run: Run, events: list[Event], event: Event, group: list[Term]) -> R
         level = Confidence.LOW
     if not sent and loop.kind == "loader" and not loop.named:
         level = Confidence.LOW  # What is gone through may well be the samples of one batch.
-    if not sent and group[0].guessed and any(one.overlaps(own) for own in group[0].owners for one in _trained(run)):
-        level = Confidence.LOW  # A metric beside the loss: what returns both may well detach it.
+    trained_too = any(one.overlaps(own) for own in group[0].owners for one in _trained(run))
+    if not sent and (group[0].guessed if trained_too else not event.data["evaluating"]):
+        # A metric beside the loss: what returns both may well detach it. Or what nobody trains and nobody evaluates may
+        # have no parameters at all.
+        level = Confidence.LOW
     level = weaker(level, _reach(event), Confidence.MEDIUM if beside else Confidence.HIGH)
     sent |= beside
     name = event.data["target"] or "the list"

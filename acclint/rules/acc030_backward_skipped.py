@@ -131,19 +131,13 @@ def _whole_turn_gated(view: View, window: Window, backward: Backward) -> Report 
     """Forward, backward and update all wait for the window test, and the one loss is divided by the window's length."""
     assert window.update is not None
     guard = _window_guard(backward, {guard.span for guard in window.update.guards})
-    tests = [event for event in view.run.of("test") if guard is not None and event.span == guard.span]
-    turns = [event.loops for event in tests]
-    several = any(len(one.terms) > 1 for one in view.run.backwards if one.site == backward.site)
-    if (
-        guard is None
-        or several  # the sum of a window
-        or any(event.data["both"] for event in tests)
-        or guard.modulus is None
-        or view.k != 1
-        or not backward.known_scale
-        or backward.event.loops not in turns
-    ):
+    if guard is None or guard.modulus is None or view.k != 1 or not backward.known_scale:
         return None
+    tests = [event for event in view.run.of("test") if event.span == guard.span]
+    if any(event.data["both"] for event in tests) or backward.event.loops not in [event.loops for event in tests]:
+        return None
+    if any(len(one.terms) > 1 for one in view.run.backwards if one.site == backward.site):
+        return None  # the sum of a window
     moduli = {text for span, text in view.texts.moduli.items() if span.within(guard.span)}
     names = {text.rpartition(".")[2] for text in moduli}
     divided = [event.span for event in window.edits if view.texts.divisors.get(event.span) in moduli]

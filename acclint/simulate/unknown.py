@@ -111,9 +111,7 @@ class Unknown(Modules):
             owners |= self.live(frozenset((self.guessed_owner(callee),)))
         key = f"{callee.key}({','.join(self.key(one) for one in args[:3])})"
         graph = self.grad_enabled and bool(owners) and (callee.graph or self.is_forward_call(callee, values))
-        # What `import *` has brought is a function, unless it is called like a model.
-        free = isinstance(expr.func, p.Name) and callee.key == expr.func.id and not self.is_model(callee)
-        if isinstance(expr.func, p.Name) and (free or names.is_metric_name(callee.name)):
+        if isinstance(expr.func, p.Name) and names.is_metric_name(callee.name):
             graph = graph and any(self.carries_graph(one) for one in values)
         made = self.opaque(
             key, callee.name if graph or batch else f"<{callee.name}", owners=owners, graph=graph, batch=batch
