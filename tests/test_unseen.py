@@ -648,7 +648,7 @@ def main(data, model, criterion):
     assert codes(text) == expected
 
 
-# quancore/social-lstm, train.py: what `import *` has brought may be a function; nobody trains it or puts it into eval mode.
+# quancore/social-lstm, train.py: what `import *` has brought may be a function: nobody trains or evaluates it.
 def test_what_nobody_trains_and_nobody_evaluates() -> None:
     text = """\
 import torch
