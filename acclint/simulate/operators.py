@@ -87,8 +87,9 @@ class Operators(Tensors):
         if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)) and op == "+":
             if not isinstance(left, list) or not isinstance(right, list):
                 return list(left) + list(right) if isinstance(left, list) else tuple(left) + tuple(right)
-            joined = left + right
-            self.lists[id(joined)] = (joined, self.first_of(max(left, right, key=len)))
+            joined, longer = left + right, max(left, right, key=len)
+            _, first = self.lists.setdefault(id(longer), (longer, id(longer)))
+            self.lists[id(joined)] = (joined, first)
             return joined
         if isinstance(left, (list, tuple)) and op == "*" and b is not None:
             return (list(left) * min(int(b), LIST_TURNS))[:LIST_TURNS]
