@@ -137,6 +137,8 @@ def _weighs_one(view: View, window: Window) -> bool:
     if any(term is not None and term.reduction == "sum" for term, _ in calls):
         return False
     weights = [weight for _, weight in calls]
+    if not all(weights):
+        return False  # some of them are zeroed
     return view.scale_known and abs(sum(abs(float(weight)) for weight in weights) - 1) < 1e-6
 
 

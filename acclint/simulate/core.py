@@ -130,6 +130,7 @@ class Core:
         self.grown: dict[int, tuple[list[Value], str]] = {}  # lists filled from something unknown, and their names
         self.joins: dict[int, tuple[Value, list[Value]]] = {}  # what torch.cat made, and the parts of it
         self.lists: dict[int, tuple[list[Value], int]] = {}  # lists made by `+`, and the first one of each
+        self.shares: dict[v.Term, str] = {}  # the unknown data that a loss was multiplied by
         self.storing = ""  # the text of what the value at hand is assigned to
         self.taken: dict[tuple[int, v.Number], int] = {}
         self.frozen: set[Owner] = set()

@@ -141,7 +141,7 @@ class Losses(Ownership):
                 terms = dict(a.terms or {})
                 for term, weight in (b.terms or {}).items():
                     terms[term] = terms.get(term, 0) + (weight if op == "+" else -weight)
-                doubtful = doubts(a) | doubts(b)
+                doubtful = self._without_shares(doubts(a) | doubts(b))
                 return Tensor(
                     owners,
                     True,
@@ -174,6 +174,18 @@ class Losses(Ownership):
         if op == "*":
             return self.multiplied(value, other, span, per_sample)
         return Tensor(value.owners, True, batch=batch, reduction="none" if per_sample else "")
+
+    def _without_shares(self, doubtful: frozenset[Term]) -> frozenset[Term]:
+        """The terms whose weights are not known, but for `a * lam + b * (1 - lam)`: together they are a mean."""
+        keys = {self.shares.get(term, "") for term in doubtful}
+        rests = {rest[1] for rest in map(_REST.match, keys) if rest is not None}
+        shared = rests & keys
+        return frozenset(
+            term
+            for term in doubtful
+            if self.shares.get(term) not in shared
+            and ((rest := _REST.match(self.shares.get(term, ""))) is None or rest[1] not in shared)
+        )
 
     def under_learned_weight(self, op: str, left: Value, right: Value) -> Tensor | None:
         """The loss in `loss / torch.exp(log_variance)`, `loss * torch.exp(-s)`: a mean stays one."""
@@ -337,6 +349,7 @@ class Losses(Ownership):
         if type(other) is Opaque and other.hint == "width":
             return self.scaled(loss, 1)  # `loss.mean() * y.size(1)`: a weight, not of the window
         if self.is_data(other) or type(other) in (Tensor, Maybe):
+            self.shares.update(dict.fromkeys(loss.terms or (), self.key(other)))
             return self.scaled(loss, 1, sure=False)
         number = self.as_number(other)
         amount = numeric(number) if number is not None else None
@@ -532,6 +545,7 @@ class Losses(Ownership):
             )
 
 
+_REST = re.compile(r"\(1(?:\.0)? - (.*)\)$")
 _LENGTH = re.compile(r"/=? len\(([^()]+)\)\)?$")
 
 

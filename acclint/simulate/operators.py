@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -115,8 +114,6 @@ class Operators(Tensors):
             key = f"({self.key(left)} {op} {self.key(right)})"
             made = self.opaque(key, "<value>", batch=self.batch_of(left) or self.batch_of(right))
             made.attrs["<computed>"] = True
-            if op == "-" and a == 1 and type(right) is Opaque and (right.hint == "width" or _SIZES.search(right.key)):
-                made.hint = "width"  # `lam = 1 - cut / (h * w)`, a share, and then `1 - lam`: no number of samples
             if data and op in ("*", "/") and (parts := self.plain_number(left, right, op)) is not None:
                 made.attrs["<times>"] = (parts[0], op, parts[1])
             return made
@@ -322,9 +319,6 @@ class Operators(Tensors):
         if type(left) is Opaque or type(right) is Opaque:
             return None
         return left is right
-
-
-_SIZES = re.compile(r" / .*\b(size|shape)\b")
 
 
 def _holds_parameters(value: Value) -> bool:
