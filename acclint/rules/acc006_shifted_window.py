@@ -585,8 +585,8 @@ def _long_first(view: View, gate: Guard, sizes: list[int]) -> Report | None:
     if counters[-1:] != [k]:
         return None
     weights = [view.effective(window, one)[1] for window in view.closed for one in view.backwards(window)]
-    if not view.scale_known or any(abs(abs(float(weight)) * k - 1) > 1e-6 for weight in weights):
-        return None
+    if not view.scale_known or any(weight and abs(abs(float(weight)) * k - 1) > 1e-6 for weight in weights):
+        return None  # Of those that are zeroed, left over at the end of a pass, another rule speaks.
     micro = view.micro
     entries = {
         loop.entry for one in view.backwards(first) for loop, _ in one.event.loops if micro and loop.span == micro.span
