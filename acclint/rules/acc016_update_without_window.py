@@ -197,7 +197,11 @@ def _always_true(view: View) -> Report | None:
     if gate is None or not isinstance(gate.modulus, int) or gate.modulus < 2 or not view.scale_known:
         return None
     tests = [event for event in view.run.of("test") if event.span == gate.span]
-    if view.micro is not None and view.micro.kind == "call" and len({_count(event) for event in tests}) < 2:
+    if (
+        view.micro is not None
+        and view.micro.kind == "call"
+        and len({numeric(one.data["counter"]) for one in tests}) < 2
+    ):
         return None  # Whoever calls this may well count.
     calls = [backward for window in view.closed for backward in view.backwards(window)]
     weights = {abs(float(view.effective(window, one)[1])) for window in view.closed for one in view.backwards(window)}
@@ -217,10 +221,6 @@ def _always_true(view: View) -> Report | None:
         assumptions=view.notes(),
         evidence=view.proof(),
     )
-
-
-def _count(test: Event) -> object:
-    return numeric(test.data["counter"])
 
 
 def _tested_divisors(view: View) -> set[Span]:

@@ -226,7 +226,7 @@ class Conditions(Methods):
         loop = self.loops[-1] if self.loops else None
         if loop is not None and loop.level != "quiet" and loop.span not in self.detours and not self.run.backwards:
             for outcome, block in branches:
-                leaves = bool(block) and not isinstance(block[-1], (p.Return, p.Raise)) and self.leaves(block)
+                leaves = bool(block) and not isinstance(block[-1], (p.Return, p.Raise)) and self.leaves_loop(block)
                 if leaves and not self.scanner.has_backward(block):
                     return not outcome  # Nor does it stop before it has trained.
         scanner = self.scanner
@@ -351,7 +351,7 @@ class Conditions(Methods):
     def desired(self, stmt: p.If) -> bool:
         """The branch of an unknown condition to follow first: the one with events; no jumps."""
         scanner = self.scanner
-        body_jumps, else_jumps = self.leaves(stmt.body), bool(stmt.orelse) and self.leaves(stmt.orelse)
+        body_jumps, else_jumps = self.leaves_loop(stmt.body), bool(stmt.orelse) and self.leaves_loop(stmt.orelse)
         body_events, else_events = scanner.has_events(stmt.body), scanner.has_events(stmt.orelse)
         if body_jumps and else_jumps:
             return not isinstance(stmt.body[-1], p.Raise)
@@ -391,7 +391,7 @@ class Conditions(Methods):
             return _at_first(key) != negated if names.is_trial(key) or _LATER.search(key) else True
         return True
 
-    def leaves(self, body: tuple[p.Stmt, ...]) -> bool:
+    def leaves_loop(self, body: tuple[p.Stmt, ...]) -> bool:
         """Whether a block ends in a jump, or sets the flag that a `while` around it waits for, without an update."""
         flags = [loop.flag for loop in self.loops if loop.flag is not None and loop.depth in (-1, len(self.stack))]
         return ends_in_jump(body) or (

@@ -205,8 +205,9 @@ def _repeat(
     finally:
         machine.loops.pop()
         for name in counters:
-            own.pop(name)
-            own.update({name: before[name]} if name in before else {})
+            own.pop(name, None)
+            if name in before:
+                own[name] = before[name]
 
 
 def _counted_elsewhere(machine: Machine, closure: Closure, cls: ClassValue, instance: Instance) -> dict[str, Value]:

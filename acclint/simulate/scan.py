@@ -164,11 +164,10 @@ class Scanner:
         elif kind is p.Class:
             assert isinstance(stmt, p.Class)
             found.torch |= self.scan(stmt.body).torch
-        forgotten = stmt.value if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Attr) else None
-        for expr in expressions(stmt):
-            self._expression(
-                forgotten.value if forgotten is not None else expr, found
-            )  # `optimizer.zero_grad`: no call
+        # `optimizer.zero_grad` alone is no call.
+        uncalled = stmt.value if isinstance(stmt, p.Do) and isinstance(stmt.value, p.Attr) else None
+        for expr in expressions(stmt) if uncalled is None else (uncalled.value,):
+            self._expression(expr, found)
         if kind is p.Define:
             assert isinstance(stmt, p.Define)
             self._merge(found, self.scan(stmt.function.body), jumps=False)
